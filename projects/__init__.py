@@ -1,0 +1,1 @@
+"""Applications built on `core_rl`; each subpackage is one project."""

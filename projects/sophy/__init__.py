@@ -1,0 +1,1 @@
+"""Racing: circuits, car models and the driving task they make together."""
