@@ -1,0 +1,1 @@
+"""The JAX core: algorithms, replay, training loop, records. Knows no project."""

@@ -1,0 +1,137 @@
+"""The environment interface (brax's `Env` and `State`) and honest episodes over it.
+
+brax is taken for its two small classes only; its training wrappers lose the last observation of an
+episode and reuse the first. Here an episode's end keeps `terminated` (the task is over, from the
+environment's `done`) apart from `truncated` (the clock, from `episode_length`), `next_obs` is the
+true last observation, and every episode begins with a real `reset` under a fresh key.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from brax.envs import create, get_environment, register_environment
+from brax.envs.base import Env, State
+from flax import struct
+
+from core_rl.types import Key, Obs, Transition
+
+__all__ = [
+    "Env",
+    "EnvLoop",
+    "EnvSlots",
+    "State",
+    "StepInfo",
+    "create",
+    "example_obs",
+    "get_environment",
+    "make_env_loop",
+    "named_obs",
+    "register_environment",
+]
+
+
+@struct.dataclass
+class EnvSlots:
+    """`N` environments in the middle of their episodes."""
+
+    state: State  # [N]
+    key: Key  # [N] the source of each slot's next reset
+    num_steps: jax.Array  # [N] int32, steps of the episode so far
+    episode_return: jax.Array  # [N]
+
+
+@struct.dataclass
+class StepInfo:
+    """What a step led to, before any restart; returns and lengths are whole where `ended`."""
+
+    state: State  # [N]
+    ended: jax.Array  # [N] bool
+    episode_return: jax.Array  # [N]
+    num_steps: jax.Array  # [N] int32
+
+
+class EnvLoop(NamedTuple):
+    reset: Callable[[Key, int], EnvSlots]  # (key, num_envs)
+    step: Callable[[EnvSlots, jax.Array], tuple[EnvSlots, Transition, StepInfo]]
+
+
+def named_obs(state: State) -> Obs:
+    """An environment with a plain observation array has the single entry `state`."""
+    return state.obs if isinstance(state.obs, dict) else {"state": state.obs}
+
+
+def example_obs(env: Env) -> Obs:
+    """Zeros of the shapes of one observation, without running the environment."""
+    state = jax.eval_shape(env.reset, jax.random.key(0))
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), named_obs(state))
+
+
+def make_env_loop(env: Env, episode_length: int, *, stagger: bool = False) -> EnvLoop:
+    """Builds `reset` and `step` over parallel environments that restart by themselves.
+
+    Args:
+      env: unbatched brax environment.
+      episode_length: steps after which an episode is truncated, at least 1.
+      stagger: begin the first episodes at random clock positions, so that slots with equally long
+        episodes do not all restart in the same step.
+    """
+    if episode_length < 1:
+        raise ValueError(f"episode_length must be at least 1, got {episode_length}")
+
+    def reset(key: Key, num_envs: int) -> EnvSlots:
+        reset_key, slot_key, clock_key = jax.random.split(key, 3)
+        state = jax.vmap(env.reset)(jax.random.split(reset_key, num_envs))
+        clock = jnp.zeros(num_envs, jnp.int32)
+        if stagger:
+            clock = jax.random.randint(clock_key, (num_envs,), 0, episode_length)
+        return EnvSlots(
+            state=state,
+            key=jax.random.split(slot_key, num_envs),
+            num_steps=clock,
+            episode_return=jnp.zeros(num_envs),
+        )
+
+    def restart(slots: EnvSlots, ended: jax.Array) -> EnvSlots:
+        keys = jax.vmap(jax.random.split)(slots.key)
+        fresh = jax.vmap(env.reset)(keys[:, 0])
+
+        def choose(new: Any, old: Any) -> Any:
+            return jnp.where(ended.reshape(ended.shape + (1,) * (new.ndim - 1)), new, old)
+
+        return EnvSlots(
+            state=jax.tree.map(choose, fresh, slots.state),
+            key=choose(keys[:, 1], slots.key),
+            num_steps=jnp.where(ended, 0, slots.num_steps),
+            episode_return=jnp.where(ended, 0.0, slots.episode_return),
+        )
+
+    def step(slots: EnvSlots, action: jax.Array) -> tuple[EnvSlots, Transition, StepInfo]:
+        chex.assert_rank(action, 2)
+        state = jax.vmap(env.step)(slots.state, action)
+        num_steps = slots.num_steps + 1
+        terminated = state.done > 0.5
+        truncated = ~terminated & (num_steps >= episode_length)
+        ended = terminated | truncated
+        transition = Transition(
+            obs=named_obs(slots.state),
+            action=action,
+            reward=state.reward,
+            terminated=terminated,
+            truncated=truncated,
+            next_obs=named_obs(state),
+        )
+        episode_return = slots.episode_return + state.reward
+        stepped = EnvSlots(
+            state=state, key=slots.key, num_steps=num_steps, episode_return=episode_return
+        )
+        info = StepInfo(
+            state=state, ended=ended, episode_return=episode_return, num_steps=num_steps
+        )
+        # A reset can cost as much as a step, and most steps end nothing.
+        slots = jax.lax.cond(jnp.any(ended), restart, lambda slots, _: slots, stepped, ended)
+        return slots, transition, info
+
+    return EnvLoop(reset=reset, step=step)

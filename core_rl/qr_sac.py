@@ -1,0 +1,333 @@
+"""QR-SAC, the algorithm of GT Sophy (Wurman et al. 2022, Nature 602:223-228), and scalar SAC.
+
+Soft actor-critic with twin quantile critics, n-step targets (folded by the replay) and a fixed or
+learned temperature. Which observation entries the actor and the critics read is configuration, so
+an asymmetric actor-critic is the same code. `num_quantiles=1` is plain SAC with a squared loss.
+
+Deviations from the paper, all switchable: layer norm and a learned temperature are offered;
+observations are standardised by running statistics of the sampled batches, frozen after a while;
+there is no dropout. Re-initialisation follows Nikishin et al. 2022 (arXiv 2205.07802).
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from core_rl.distributions import TanhNormal
+from core_rl.losses import (
+    actor_loss,
+    quantile_huber_loss,
+    smaller_mean,
+    soft_target,
+    squared_loss,
+    temperature_loss,
+)
+from core_rl.networks import ACTIVATIONS, make_ensemble, make_mlp
+from core_rl.running_stats import RunningStats, init_stats, normalise, update_stats
+from core_rl.types import Agent, Batch, Key, Metrics, Obs, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class QRSACConfig:
+    """Sizes and switches are static; the numbers in `Hypers` are array leaves of the state."""
+
+    actor_obs: tuple[str, ...] = ("state",)  # observation entries that the actor reads
+    critic_obs: tuple[str, ...] = ("state",)  # observation entries that the critics read
+    hidden: tuple[int, ...] = (256, 256)  # widths of the hidden layers of actor and critics
+    activation: str = "relu"  # relu, silu, tanh or elu
+    layer_norm: bool = False  # layer norm before each hidden activation
+    num_critics: int = 2  # critics in the ensemble; the smallest mean is used
+    num_quantiles: int = 32  # quantiles per critic; 1 is scalar SAC with a squared loss
+    n_step: int = 7  # steps folded into one target
+    discount: float = 0.9896  # per step
+    actor_lr: float = 3e-4  # Adam's learning rate of the actor
+    critic_lr: float = 3e-4  # Adam's learning rate of the critics
+    alpha_lr: float = 3e-4  # Adam's learning rate of the temperature
+    lr_decay_updates: int = 0  # updates over which learning rates fall linearly; 0 keeps them
+    lr_final: float = 0.1  # share of the learning rates left after the decay
+    learn_alpha: bool = True  # whether the temperature follows the target entropy
+    alpha: float = 0.01  # temperature: fixed, or where learning it begins
+    target_entropy_per_dim: float = -1.0  # [nats] per action entry
+    target_mix: float = 0.005  # share of the online critic mixed into the target per update
+    actor_average: float = 0.0  # decay of the averaged actor that acts greedily; 0 is off
+    max_grad_norm: float = 0.0  # global gradient norm above which it is scaled down; 0 is off
+    normalise_obs: bool = True  # standardise observations by running statistics
+    normalise_updates: int = 20_000  # updates after which those statistics freeze
+    reset_interval: int = 0  # updates between re-initialisations of all networks; 0 is never
+    batch_size: int = 256  # transitions per update
+
+    def __post_init__(self):
+        positive = "num_critics num_quantiles n_step batch_size normalise_updates".split()
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in "actor_lr critic_lr alpha".split():
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in "alpha_lr max_grad_norm reset_interval lr_decay_updates".split():
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in "discount target_mix lr_final".split():
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
+        if not 0 <= self.actor_average < 1:
+            raise ValueError(f"actor_average must be in [0, 1), got {self.actor_average}")
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"hidden must be positive widths, got {self.hidden}")
+        if self.activation not in ACTIVATIONS:
+            allowed = ", ".join(ACTIVATIONS)
+            raise ValueError(f"activation must be one of {allowed}, got {self.activation!r}")
+        for name in "actor_obs critic_obs".split():
+            if not getattr(self, name):
+                raise ValueError(f"{name} must name at least one observation entry")
+
+
+class Hypers(NamedTuple):
+    """Numbers that may differ between members of a population without a new compilation."""
+
+    actor_lr: jax.Array  # []
+    critic_lr: jax.Array  # []
+    alpha_lr: jax.Array  # []
+    discount: jax.Array  # []
+    target_entropy_per_dim: jax.Array  # []
+
+    @classmethod
+    def from_config(cls, config: QRSACConfig) -> "Hypers":
+        return cls(*(jnp.asarray(getattr(config, name), jnp.float32) for name in cls._fields))
+
+
+@struct.dataclass
+class Networks:
+    """Everything that a re-initialisation replaces."""
+
+    actor: Params
+    critics: Params  # [C, ...]
+    target_critics: Params  # [C, ...]
+    actor_average: Params  # decayed average of the actor; None where that is off
+    actor_opt: optax.OptState
+    critics_opt: optax.OptState
+
+
+@struct.dataclass
+class QRSACState:
+    networks: Networks
+    log_alpha: jax.Array  # []
+    alpha_opt: optax.OptState
+    obs_stats: dict[str, RunningStats]  # one per observation entry in use
+    hypers: Hypers
+    num_updates: jax.Array  # [] int32
+
+
+def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
+    """Builds the agent for actions `[A]` in [-1, 1]; see `core_rl.types.Agent`.
+
+    `init` raises ValueError when the environment lacks an observation entry that is named.
+    """
+    distributional = config.num_quantiles > 1
+    critic_loss_fn = quantile_huber_loss if distributional else squared_loss
+    used_entries = tuple(dict.fromkeys(config.actor_obs + config.critic_obs))
+
+    adam = optax.scale_by_adam()
+    if config.max_grad_norm > 0:
+        adam = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adam)
+    alpha_adam = optax.scale_by_adam()
+
+    def networks_for(obs_stats: dict[str, RunningStats]):
+        def size(entries):
+            return sum(obs_stats[name].mean.shape[-1] for name in entries)
+
+        body = dict(activation=config.activation, layer_norm=config.layer_norm)
+        actor = make_mlp(size(config.actor_obs), 2 * action_size, config.hidden, **body)
+        critic = make_mlp(
+            size(config.critic_obs) + action_size, config.num_quantiles, config.hidden, **body
+        )
+        return actor, make_ensemble(critic, config.num_critics)
+
+    def read(entries: tuple[str, ...], stats: dict[str, RunningStats], obs: Obs) -> jax.Array:
+        """The named entries, standardised and side by side, `[..., F]`."""
+        if config.normalise_obs:
+            return jnp.concatenate([normalise(stats[name], obs[name]) for name in entries], axis=-1)
+        return jnp.concatenate([obs[name] for name in entries], axis=-1)
+
+    def init_networks(key: Key, obs_stats: dict[str, RunningStats]) -> Networks:
+        actor_key, critic_key = jax.random.split(key)
+        actor_network, critics_network = networks_for(obs_stats)
+        actor = actor_network.init(actor_key)
+        critics = critics_network.init(critic_key)
+        return Networks(
+            actor=actor,
+            critics=critics,
+            target_critics=jax.tree.map(jnp.copy, critics),
+            actor_average=jax.tree.map(jnp.copy, actor) if config.actor_average else None,
+            actor_opt=adam.init(actor),
+            critics_opt=adam.init(critics),
+        )
+
+    def init(key: Key, example_obs: Obs, hypers: Hypers | None = None) -> QRSACState:
+        """`example_obs` is one unbatched observation; only its shapes are read."""
+        for name in used_entries:
+            if name not in example_obs:
+                raise ValueError(
+                    f"the environment has no observation entry {name!r}; "
+                    f"it offers {', '.join(sorted(example_obs))}"
+                )
+        obs_stats = {name: init_stats(example_obs[name].shape[-1]) for name in used_entries}
+        log_alpha = jnp.log(jnp.asarray(config.alpha, jnp.float32))
+        return QRSACState(
+            networks=init_networks(key, obs_stats),
+            log_alpha=log_alpha,
+            alpha_opt=alpha_adam.init(log_alpha),
+            obs_stats=obs_stats,
+            hypers=Hypers.from_config(config) if hypers is None else hypers,
+            num_updates=jnp.zeros((), jnp.int32),
+        )
+
+    def policy(params: Params, stats: dict[str, RunningStats], obs: Obs) -> TanhNormal:
+        actor_network, _ = networks_for(stats)
+        return TanhNormal.from_output(
+            actor_network.apply(params, read(config.actor_obs, stats, obs))
+        )
+
+    def carry(num_envs: int) -> tuple[()]:
+        del num_envs
+        return ()
+
+    def act(state: QRSACState, carry, obs: Obs, key: Key):
+        action, _ = policy(state.networks.actor, state.obs_stats, obs).sample_and_log_prob(key)
+        return action, carry
+
+    def greedy(state: QRSACState, carry, obs: Obs):
+        networks = state.networks
+        params = networks.actor_average if config.actor_average else networks.actor
+        return policy(params, state.obs_stats, obs).mode(), carry
+
+    def update(state: QRSACState, batch: Batch, key: Key) -> tuple[QRSACState, Metrics]:
+        chex.assert_rank([batch.n_step_reward, batch.bootstrap_discount], 1)
+        chex.assert_rank(batch.action, 2)
+        target_key, actor_key, reset_key = jax.random.split(key, 3)
+        networks, hypers = state.networks, state.hypers
+        stats = state.obs_stats
+        if config.normalise_obs:
+            learning = state.num_updates < config.normalise_updates
+            stats = {name: update_stats(stats[name], batch.obs[name], learning) for name in stats}
+        actor_network, critics_network = networks_for(stats)
+        actor_input = read(config.actor_obs, stats, batch.obs)
+        critic_input = read(config.critic_obs, stats, batch.obs)
+        next_critic_input = read(config.critic_obs, stats, batch.next_obs)
+        alpha = jnp.exp(state.log_alpha)
+        lr_scale = _lr_scale(config, state.num_updates)
+
+        def critic_values(params: Params, inputs: jax.Array, action: jax.Array) -> jax.Array:
+            """`[B, C, Q]`"""
+            values = critics_network.apply(params, jnp.concatenate([inputs, action], axis=-1))
+            return jnp.swapaxes(values, 0, 1)
+
+        def apply_gradient(optimiser, params, grads, opt_state, learning_rate):
+            updates, opt_state = optimiser.update(grads, opt_state, params)
+            step = -learning_rate * lr_scale
+            return jax.tree.map(lambda p, u: p + step * u, params, updates), opt_state
+
+        next_action, next_log_prob = policy(
+            networks.actor, stats, batch.next_obs
+        ).sample_and_log_prob(target_key)
+        next_values = critic_values(networks.target_critics, next_critic_input, next_action)
+        targets = jax.vmap(soft_target, in_axes=(0, 0, 0, 0, None))(
+            batch.n_step_reward,
+            batch.bootstrap_discount,
+            jax.vmap(smaller_mean)(next_values),
+            next_log_prob,
+            alpha,
+        )
+
+        def critics_loss(params: Params):
+            values = critic_values(params, critic_input, batch.action)
+            losses = jax.vmap(jax.vmap(critic_loss_fn, in_axes=(0, None)))(values, targets)
+            return jnp.mean(jnp.sum(losses, axis=1)), jnp.mean(values)
+
+        (critic_loss, value_mean), critic_grads = jax.value_and_grad(critics_loss, has_aux=True)(
+            networks.critics
+        )
+        critics, critics_opt = apply_gradient(
+            adam, networks.critics, critic_grads, networks.critics_opt, hypers.critic_lr
+        )
+
+        def policy_loss(params: Params):
+            distribution = TanhNormal.from_output(actor_network.apply(params, actor_input))
+            action, log_prob = distribution.sample_and_log_prob(actor_key)
+            values = critic_values(critics, critic_input, action)
+            losses = jax.vmap(actor_loss, in_axes=(0, 0, None))(values, log_prob, alpha)
+            return jnp.mean(losses), log_prob
+
+        (loss, log_prob), actor_grads = jax.value_and_grad(policy_loss, has_aux=True)(
+            networks.actor
+        )
+        actor, actor_opt = apply_gradient(
+            adam, networks.actor, actor_grads, networks.actor_opt, hypers.actor_lr
+        )
+
+        log_alpha, alpha_opt = state.log_alpha, state.alpha_opt
+        if config.learn_alpha:
+            target_entropy = hypers.target_entropy_per_dim * action_size
+            alpha_grad = jax.grad(
+                lambda x: jnp.mean(
+                    jax.vmap(temperature_loss, in_axes=(None, 0, None))(x, log_prob, target_entropy)
+                )
+            )(log_alpha)
+            log_alpha, alpha_opt = apply_gradient(
+                alpha_adam, log_alpha, alpha_grad, alpha_opt, hypers.alpha_lr
+            )
+
+        new_networks = Networks(
+            actor=actor,
+            critics=critics,
+            target_critics=_mix(networks.target_critics, critics, config.target_mix),
+            actor_average=_mix(networks.actor_average, actor, 1.0 - config.actor_average)
+            if config.actor_average
+            else None,
+            actor_opt=actor_opt,
+            critics_opt=critics_opt,
+        )
+        num_updates = state.num_updates + 1
+        if config.reset_interval:
+            new_networks = jax.lax.cond(
+                num_updates % config.reset_interval == 0,
+                lambda: init_networks(reset_key, stats),
+                lambda: new_networks,
+            )
+        metrics = {
+            "critic_loss": critic_loss,
+            "actor_loss": loss,
+            "value": value_mean,
+            "target": jnp.mean(targets),
+            "entropy": -jnp.mean(log_prob),
+            "alpha": alpha,
+            "critic_grad_norm": optax.global_norm(critic_grads),
+            "actor_grad_norm": optax.global_norm(actor_grads),
+        }
+        state = QRSACState(
+            networks=new_networks,
+            log_alpha=log_alpha,
+            alpha_opt=alpha_opt,
+            obs_stats=stats,
+            hypers=hypers,
+            num_updates=num_updates,
+        )
+        return state, metrics
+
+    return Agent(init=init, carry=carry, act=act, greedy=greedy, update=update)
+
+
+def _mix(old: Params, new: Params, share: float) -> Params:
+    return jax.tree.map(lambda a, b: a + share * (b - a), old, new)
+
+
+def _lr_scale(config: QRSACConfig, num_updates: jax.Array) -> jax.Array | float:
+    if not config.lr_decay_updates:
+        return 1.0
+    progress = jnp.minimum(num_updates / config.lr_decay_updates, 1.0)
+    return 1.0 + (config.lr_final - 1.0) * progress

@@ -1,0 +1,47 @@
+"""Running mean and variance by batched Welford updates (Chan, Golub & LeVeque 1983, eq. 2.1).
+
+The sum of squared deviations is kept, never the sum of squares: in float32 the latter loses all
+digits of a feature whose mean is large against its spread.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+
+@struct.dataclass
+class RunningStats:
+    count: jax.Array  # []
+    mean: jax.Array  # [F]
+    deviation: jax.Array  # [F] sum of squared deviations from the mean
+
+
+def init_stats(num_features: int) -> RunningStats:
+    zeros = jnp.zeros(num_features)
+    return RunningStats(count=jnp.zeros(()), mean=zeros, deviation=zeros)
+
+
+def update_stats(stats: RunningStats, batch: jax.Array, enabled: jax.Array) -> RunningStats:
+    """Merges `batch` `[B, F]`; where `enabled` (a bool scalar) is false nothing changes."""
+    chex.assert_rank(batch, 2)
+    added = jnp.where(enabled, batch.shape[0], 0).astype(jnp.float32)
+    count = stats.count + added
+    share = added / jnp.maximum(count, 1.0)
+    batch_mean = jnp.mean(batch, axis=0)
+    batch_deviation = jnp.sum((batch - batch_mean) ** 2, axis=0)
+    shift = batch_mean - stats.mean
+    merged = batch_deviation + shift**2 * stats.count * batch.shape[0] / jnp.maximum(count, 1.0)
+    return RunningStats(
+        count=count,
+        mean=stats.mean + shift * share,
+        deviation=stats.deviation + jnp.where(enabled, merged, 0.0),
+    )
+
+
+def normalise(stats: RunningStats, value: jax.Array, limit: float = 10.0) -> jax.Array:
+    """Standardises `value` `[..., F]`, clipped to +-limit; constant features stay near zero."""
+    variance = stats.deviation / jnp.maximum(stats.count, 1.0)
+    scale = jax.lax.rsqrt(jnp.maximum(variance, 1e-6))
+    scaled = jnp.clip((value - stats.mean) * scale, -limit, limit)
+    return jnp.where(stats.count > 0, scaled, value)

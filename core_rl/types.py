@@ -1,0 +1,68 @@
+"""The data that flows through training, and the tuples of functions that make it flow.
+
+Legend of shapes: `B` batch, `N` parallel environments, `n` bootstrap horizon, `A` action entries,
+`Q` quantiles, `C` critics, `K` replay tables, `S` seeds. An observation is a dict of named float
+arrays; an agent's `actor_obs` and `critic_obs` name the entries that each network reads.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from flax import struct
+
+Key = jax.Array  # a typed key, jax.random.key
+Obs = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+Params = Any
+
+
+@struct.dataclass
+class Transition:
+    """One environment step; leading axes are free (`[N]` when it is stored)."""
+
+    obs: Obs
+    action: jax.Array  # [A] in [-1, 1]
+    reward: jax.Array  # []
+    terminated: jax.Array  # [] bool: the task ended, nothing follows
+    truncated: jax.Array  # [] bool: the clock ended the episode, the task would go on
+    next_obs: Obs  # what the step led to; never the observation of a reset
+
+
+@struct.dataclass
+class Batch:
+    """Transitions folded over up to `n` steps, ready for a temporal-difference target."""
+
+    obs: Obs
+    action: jax.Array  # [A]
+    n_step_reward: jax.Array  # [] sum_k gamma^k r_k
+    bootstrap_discount: jax.Array  # [] gamma^steps, or 0 after a termination
+    next_obs: Obs  # where the target bootstraps
+
+
+class Agent(NamedTuple):
+    """An algorithm: pure functions over one state pytree.
+
+    `carry` is the recurrent state of a policy, `()` for feed-forward ones.
+    """
+
+    init: Callable[..., Any]  # (key, example_obs, hypers | None) -> AgentState
+    carry: Callable[[int], Any]  # (num_envs) -> Carry
+    act: Callable[..., tuple[jax.Array, Any]]  # (state, carry, obs[N], key) -> action[N, A], carry
+    greedy: Callable[..., tuple[jax.Array, Any]]  # (state, carry, obs[N]) -> action[N, A], carry
+    update: Callable[..., tuple[Any, Metrics]]  # (state, Batch[B], key) -> state, metrics
+
+
+class Replay(NamedTuple):
+    """Storage of transitions; see `core_rl.replay`."""
+
+    init: Callable[..., Any]  # (example Transition) -> ReplayState
+    add: Callable[..., Any]  # (state, Transition[N], table_mask[N, K]) -> ReplayState
+    sample: Callable[..., Batch]  # (state, key, discount) -> Batch[B]
+
+
+class Trainer(NamedTuple):
+    """`init` fills the replay with random actions; `epoch` is one compiled stretch of training."""
+
+    init: Callable[..., Any]  # (key, hypers | None) -> TrainState
+    epoch: Callable[..., tuple[Any, Metrics]]  # (TrainState) -> TrainState, metrics
