@@ -1,9 +1,9 @@
 """Closed circuits as equal-arc nodes: constant-time lookup and projection.
 
-A circuit is a centre line of length L cut into N = 2048 nodes of equal arc length, with the lateral
-distances to the white lines and to the walls at every node. Positions between nodes are cubic
-Hermite in the nodes' positions and unit tangents; everything else is linear. A car carries its arc
-length `s`, so finding its place on the centre line is not a search but two Newton steps on
+A circuit is a centre line of length L cut into N = 2048 pieces of equal arc length. Each piece is
+one row: the cubic Hermite through the positions and unit tangents at its ends, and the curvature,
+widths and wall distances, which are linear along it; a lookup is a gather of one row. A car carries
+its arc length `s`, so finding its place on the centre line is not a search but two Newton steps on
 `(p - c(s)) . c'(s) = 0` from a prediction (the refinement of Wang, Kearney and Atkinson, "Robust
 and efficient computation of the closest point on a spline curve", 2002, without their search).
 Where a circuit crosses itself, only this keeps a car on its own leg.
@@ -15,14 +15,37 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array
+from numpy.typing import ArrayLike
+from scipy.interpolate import splev, splprep
 
 NUM_NODES = 2048  # a power of two: wrapping an index is a bit mask
 
-X, Y, TANGENT_X, TANGENT_Y, CURVATURE, WIDTH_LEFT, WIDTH_RIGHT, WALL_LEFT, WALL_RIGHT = range(9)
+# Columns of a node's row, in the distance u [m] from the node: the centre line is the cubic with
+# coefficients [4, 2] of 1, u, u^2, u^3, everything else is value + slope * u.
+CUBIC = slice(0, 8)
+VALUES = slice(8, 13)  # curvature, width left, width right, wall left, wall right
+SLOPES = slice(13, 18)
 MAX_NEWTON_STEP = 8.0  # [m]
 MIN_NEWTON_SLOPE = 0.25  # floor of 1 - n * curvature, which vanishes at the centre of curvature
+MIN_POINTS = 20
+MIN_GAP = 0.01  # [m] points nearer than this to the next are duplicates
+MAX_CLOSING = 4.0  # closing distance / median distance between points: more is not a loop
+MAX_BEND = (
+    0.95  # curvature * inner width: at 1 the normals to the centre line meet on the white line
+)
+MAX_WALL_BEND = 0.9  # curvature * inner wall distance, where the run-off is what has to give way
+DENSE = 16  # samples per node when measuring arc length
+
+
+class CircuitError(ValueError):
+    """A circuit that cannot be driven; `row` is the index of the offending point, if any."""
+
+    def __init__(self, reason: str, row: int | None = None):
+        super().__init__(reason)
+        self.row = row
 
 
 @struct.dataclass
@@ -35,14 +58,18 @@ class Surface:
     rolling: Array  # [] rolling resistance coefficient, drag force / load
 
 
+# Estimates from tables of road tyres on asphalt and grass: a locked wheel on dry grass keeps about
+# half its friction, peaks late and flat, and rolls through something soft.
+ASPHALT = Surface(grip=1.0, peak_slip=1.0, shape=1.0, rolling=0.013)  # pyright: ignore[reportArgumentType]
+GRASS = Surface(grip=0.45, peak_slip=1.8, shape=0.75, rolling=0.08)  # pyright: ignore[reportArgumentType]
+
+
 @struct.dataclass
 class Track:
     """One circuit, or with a leading axis on every leaf a stack of circuits (`stack_tracks`)."""
 
-    nodes: Array  # [N, 9] columns named above: [m], [-], [1/m], [m]
-    first: (
-        Array  # [] int32 row of `nodes` where this circuit starts; not 0 only after `select_track`
-    )
+    nodes: Array  # [N, 18] one row per node, columns as above
+    first: Array  # [] int32 row of `nodes` where this circuit starts: 0 until `select_track`
     length: Array  # [] [m]
     road: Surface  # between the white lines
     verge: Surface  # outside them
@@ -65,17 +92,17 @@ class TrackPoint:
 
 def at(track: Track, s: Array) -> TrackPoint:
     """The circuit at arc length `s` [] [m], any real number (wraps)."""
-    here, ahead, fraction, spacing = _segment(track, s)
-    position, velocity, _ = _hermite(here, ahead, fraction, spacing)
-    rest = here[CURVATURE:] + fraction * (ahead[CURVATURE:] - here[CURVATURE:])
+    row, u = _row(track, s)
+    position, velocity, _ = _centre(row, u)
+    curvature, width_left, width_right, wall_left, wall_right = row[VALUES] + u * row[SLOPES]
     return TrackPoint(
         position=position,
         tangent=velocity * jax.lax.rsqrt(jnp.sum(velocity**2)),
-        curvature=rest[0],
-        width_left=rest[1],
-        width_right=rest[2],
-        wall_left=rest[3],
-        wall_right=rest[4],
+        curvature=curvature,
+        width_left=width_left,
+        width_right=width_right,
+        wall_left=wall_left,
+        wall_right=wall_right,
         road=track.road,
         verge=track.verge,
     )
@@ -90,8 +117,8 @@ def project(track: Track, position: Array, guess: Array) -> Array:
     """
     s = guess
     for _ in range(2):
-        here, ahead, fraction, spacing = _segment(track, s)
-        centre, velocity, bend = _hermite(here, ahead, fraction, spacing)
+        row, u = _row(track, s)
+        centre, velocity, bend = _centre(row, u)
         gap = position - centre
         slope = jnp.maximum(jnp.sum(velocity**2) - jnp.sum(gap * bend), MIN_NEWTON_SLOPE)
         s = s + jnp.clip(jnp.sum(gap * velocity) / slope, -MAX_NEWTON_STEP, MAX_NEWTON_STEP)
@@ -105,7 +132,7 @@ def locate(track: Track, position: Array) -> Array:
     resets only.
     """
     rows = jax.lax.dynamic_slice_in_dim(track.nodes, track.first, NUM_NODES)
-    nearest = jnp.argmin(jnp.sum((rows[:, : Y + 1] - position) ** 2, axis=-1))
+    nearest = jnp.argmin(jnp.sum((rows[:, :2] - position) ** 2, axis=-1))
     return project(track, position, nearest * (track.length / NUM_NODES))
 
 
@@ -150,34 +177,156 @@ def select_track(tracks: Track, index: Array) -> Track:
     Nothing is copied, so a batch of cars may each select its own circuit at every step
     (`tree.map(lambda leaf: leaf[index], tracks)` would copy all nodes once per car).
     """
-    small = jax.tree.map(lambda leaf: leaf[index], tracks.replace(nodes=tracks.length))
-    return small.replace(
+
+    def pick(leaf: Array) -> Array:
+        return leaf[index]
+
+    return Track(
         nodes=tracks.nodes.reshape(-1, tracks.nodes.shape[-1]),
         first=jnp.asarray(index * NUM_NODES, jnp.int32),
+        length=pick(tracks.length),
+        road=jax.tree.map(pick, tracks.road),
+        verge=jax.tree.map(pick, tracks.verge),
     )
 
 
-def _segment(track: Track, s: Array) -> tuple[Array, Array, Array, Array]:
-    """The rows around `s`, the fraction of the way between them, and the node spacing."""
+def make_track(
+    centre: ArrayLike,
+    width_right: ArrayLike,
+    width_left: ArrayLike,
+    *,
+    runoff: ArrayLike = 5.0,
+    smoothing: float = 0.05,
+    road: Surface = ASPHALT,
+    verge: Surface = GRASS,
+) -> Track:
+    """A circuit from points along its centre line, in driving direction.
+
+    `centre` [M, 2] [m] is an open list of a closed loop (a repeated first point is dropped, as are
+    duplicates); the widths [M] [m] reach from it to the white lines and `runoff` [] or [M] [m] from
+    there to the walls. The centre line becomes a periodic quintic spline whose mean square distance
+    to the points is `smoothing` [m^2]; the widths are shifted by what it moved, so that the white
+    lines stay. Raises `CircuitError` for a circuit that cannot be driven.
+    """
+    centre = np.asarray(centre, np.float64)
+    columns = [width_right, width_left, np.broadcast_to(runoff, len(centre))]
+    points = np.column_stack([centre, *columns]).astype(np.float64)
+    rows = _check_points(points)
+    points = points[rows]
+
+    loop = np.vstack([points[:, :2], points[:1, :2]])
+    spline, u_rows = splprep(loop.T, k=5, per=True, s=smoothing * len(points))
+    u_rows = u_rows[:-1]
+
+    def curve(u: np.ndarray, derivative: int = 0) -> np.ndarray:
+        return np.column_stack(splev(u, spline, der=derivative))
+
+    # Arc length by the trapezoid rule, which is at its best on a smooth periodic integrand.
+    u_dense = np.linspace(0.0, 1.0, DENSE * NUM_NODES + 1)
+    pace = np.hypot(*curve(u_dense, 1).T)
+    arc = np.concatenate([[0.0], np.cumsum((pace[1:] + pace[:-1]) / 2.0)]) / (DENSE * NUM_NODES)
+    length = arc[-1]
+    s_nodes = np.arange(NUM_NODES) * (length / NUM_NODES)
+    s_rows = np.interp(u_rows, u_dense, arc)
+
+    u_nodes = np.interp(s_nodes, arc, u_dense)
+    first, second = curve(u_nodes, 1), curve(u_nodes, 2)
+    pace = np.hypot(*first.T)
+    curvature = _cross(first, second) / pace**3
+
+    along = curve(u_rows, 1)
+    shift = _cross(along, points[:, :2] - curve(u_rows)) / np.hypot(*along.T)
+    right, left = points[:, 2] - shift, points[:, 3] + shift
+    narrow = int(np.argmin(np.minimum(left, right)))
+    if min(left[narrow], right[narrow]) <= 0.0:
+        raise CircuitError(
+            f"the smoothed centre line leaves the road, {abs(shift[narrow]):.2f} m from this point",
+            int(rows[narrow]),
+        )
+    right, left, space = (
+        np.interp(s_nodes, s_rows, values, period=length) for values in (right, left, points[:, 4])
+    )
+    inner = np.where(curvature > 0.0, left, right)
+    bend = np.abs(curvature)
+    worst = int(np.argmax(bend * inner))
+    if bend[worst] * inner[worst] >= MAX_BEND:
+        raise CircuitError(
+            f"too tight for its width: radius {1.0 / bend[worst]:.1f} m, inner width"
+            f" {inner[worst]:.1f} m; curvature times inner width must stay below {MAX_BEND}",
+            int(rows[np.argmin(np.abs(s_rows - s_nodes[worst]))]),
+        )
+    reach = np.maximum(MAX_WALL_BEND / np.maximum(bend, 1e-9), inner)
+    wall_left = np.where(curvature > 0.0, np.minimum(left + space, reach), left + space)
+    wall_right = np.where(curvature < 0.0, np.minimum(right + space, reach), right + space)
+
+    values = np.column_stack([curvature, left, right, wall_left, wall_right])
+    nodes = _pack(curve(u_nodes), first / pace[:, None], values, length / NUM_NODES)
+    return Track(
+        nodes=jnp.asarray(nodes, jnp.float32),
+        first=jnp.int32(0),
+        length=jnp.float32(length),
+        road=jax.tree.map(jnp.float32, road),
+        verge=jax.tree.map(jnp.float32, verge),
+    )
+
+
+def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
+
+
+def _check_points(points: np.ndarray) -> np.ndarray:
+    """Refuse points [M, 5] (x, y, width right, width left, run-off) that make no closed circuit.
+
+    Returns the rows that are left without duplicates.
+    """
+
+    def refuse(broken: ArrayLike, reason: str) -> None:
+        if np.any(broken):
+            raise CircuitError(reason, int(np.argmax(broken)))
+
+    refuse(~np.isfinite(points).all(axis=1), "every number must be finite")
+    refuse((points[:, 2:4] <= 0.0).any(axis=1), "both widths must be positive")
+    refuse(points[:, 4] < 0.0, "the run-off must not be negative")
+    gaps = np.hypot(*(points[:, :2] - np.roll(points[:, :2], -1, axis=0)).T)
+    rows = np.flatnonzero(gaps > MIN_GAP)
+    if len(rows) < MIN_POINTS:
+        raise CircuitError(f"{len(rows)} different points; at least {MIN_POINTS} are needed")
+    closing, between = gaps[-1], gaps[rows[:-1]]
+    if closing > MAX_CLOSING * np.median(between) and closing > between.max():
+        raise CircuitError(
+            f"not a loop: the last point is {closing:.1f} m from the first, where points are"
+            f" {np.median(between):.1f} m apart",
+            len(points) - 1,
+        )
+    return rows
+
+
+def _pack(
+    position: np.ndarray, tangent: np.ndarray, values: np.ndarray, spacing: float
+) -> np.ndarray:
+    """Rows [N, 18] from what holds at the nodes, by the Hermite form of a cubic."""
+    ahead, tangent_ahead, values_ahead = (
+        np.roll(array, -1, axis=0) for array in (position, tangent, values)
+    )
+    chord = (ahead - position) / spacing
+    quadratic = (3.0 * chord - 2.0 * tangent - tangent_ahead) / spacing
+    cubic = (tangent + tangent_ahead - 2.0 * chord) / spacing**2
+    slopes = (values_ahead - values) / spacing
+    return np.column_stack([position, tangent, quadratic, cubic, values, slopes])
+
+
+def _row(track: Track, s: Array) -> tuple[Array, Array]:
+    """The row of the node before `s` and the distance [m] from that node."""
     spacing = track.length / NUM_NODES
     cell = s / spacing
     index = jnp.floor(cell)
-    fraction = cell - index
-    index = index.astype(jnp.int32)
-    rows = track.nodes.at[track.first + (jnp.stack([index, index + 1]) & (NUM_NODES - 1))].get(
-        mode="promise_in_bounds"
-    )
-    return rows[0], rows[1], fraction, spacing
+    row = track.first + (index.astype(jnp.int32) & (NUM_NODES - 1))
+    return track.nodes.at[row].get(mode="promise_in_bounds"), (cell - index) * spacing
 
 
-def _hermite(here: Array, ahead: Array, t: Array, spacing: Array) -> tuple[Array, Array, Array]:
-    """The cubic between two rows: position and two derivatives by arc length, each [2]."""
-    start, end = here[: Y + 1], ahead[: Y + 1]
-    slope_start = spacing * here[TANGENT_X : TANGENT_Y + 1]
-    slope_end = spacing * ahead[TANGENT_X : TANGENT_Y + 1]
-    quadratic = 3.0 * (end - start) - 2.0 * slope_start - slope_end
-    cubic = 2.0 * (start - end) + slope_start + slope_end
-    position = start + t * (slope_start + t * (quadratic + t * cubic))
-    velocity = (slope_start + t * (2.0 * quadratic + 3.0 * t * cubic)) / spacing
-    bend = (2.0 * quadratic + 6.0 * t * cubic) / spacing**2
-    return position, velocity, bend
+def _centre(row: Array, u: Array) -> tuple[Array, Array, Array]:
+    """The centre line at distance `u` from a node: position and two derivatives, each [2]."""
+    start, slope, quadratic, cubic = row[CUBIC].reshape(4, 2)
+    position = start + u * (slope + u * (quadratic + u * cubic))
+    velocity = slope + u * (2.0 * quadratic + 3.0 * u * cubic)
+    return position, velocity, 2.0 * quadratic + 6.0 * u * cubic
