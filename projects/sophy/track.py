@@ -41,10 +41,11 @@ DENSE = 16  # samples per node when measuring arc length
 
 
 class CircuitError(ValueError):
-    """A circuit that cannot be driven; `row` is the index of the offending point, if any."""
+    """What is wrong with a circuit; `row` is the index of the offending point, if one is."""
 
     def __init__(self, reason: str, row: int | None = None):
-        super().__init__(reason)
+        super().__init__(reason if row is None else f"point {row}: {reason}")
+        self.reason = reason
         self.row = row
 
 
