@@ -1,0 +1,310 @@
+"""The quasi-steady-state lap of a car on a given line: a yardstick, not a bound.
+
+The classical two-step method (Brayshaw and Harrison, "A quasi steady state approach to race car
+lap simulation in order to understand the effects of racing line and centre of gravity location",
+Proc. IMechE D 219, 2005; passes as in Heilmeier et al., "Minimum curvature trajectory
+planning and control for an autonomous race car", Vehicle System Dynamics 58, 2020): first the car's
+envelope, the accelerations it can hold at a speed and a lateral acceleration (g-g-v diagram); then
+the fastest speed profile along the line whose accelerations stay inside.
+
+The envelope is that of the simulated `Car` in steady cornering: its own loads, tyre peaks, engine,
+gearbox, differentials and brakes. Per axle, with N the force towards the turn that the moment
+balance asks for and alpha the slip angle that goes with it,
+
+    N = Fy cos alpha + Fx sin alpha,   (Fx / mu_x Fz)^2 + (Fy / mu_y Fz)^2 <= 1
+
+so cornering costs speed (Fy sin alpha) as it does in the simulator. The driver is ideal, the car is
+not: left and right brake torques are equal and their front part is `brake_bias`, an inner wheel can
+spin as far as the differential lets it. Left out: the yaw moments of accelerating a yaw rate and of
+unequal drive forces, the slip in the engine's speed, shift times and engine braking.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+
+from projects.sophy import drivetrain as drivetrains
+from projects.sophy import track as tracks
+from projects.sophy import tyre as tyres
+from projects.sophy.car import AIR_DENSITY, GRAVITY, Car
+from projects.sophy.car import _load_target as steady_load
+from projects.sophy.drivetrain import MAX_GEARS
+from projects.sophy.track import NUM_NODES, Track
+from projects.sophy.tyre import Ground
+
+NUM_SPEEDS = 96  # of the envelope, evenly spaced in kinetic energy, as downforce and drag are
+NUM_FRACTIONS = 16  # of the lateral limit, denser towards it
+LOWEST_SPEED = 2.0  # [m/s]
+NUM_BISECTIONS = 18
+NUM_ANGLE_STEPS = 3  # slip angles and forces settle to 0.1 %
+MAX_FRICTION = 3.0  # bounds every search: acceleration over load per mass
+FRONT = np.array([1.0, 1.0, 0.0, 0.0], np.float32)
+
+
+@struct.dataclass
+class ReferenceLap:
+    """A flying lap at the circuit's nodes, starting at node 0."""
+
+    lap_time: Array  # [] [s]
+    s: Array  # [N] arc length of the centre line, also where the line is another [m]
+    speed: Array  # [N] along the driven line [m/s]
+    time: Array  # [N] since node 0 [s]
+
+
+@struct.dataclass
+class Envelope:
+    """What a car can do on flat ground: the g-g-v diagram.
+
+    Column j holds at the lateral acceleration f (2 - f) `lateral` with f = j / (F - 1), where the
+    remaining longitudinal acceleration is nearly linear in f.
+    """
+
+    energy: Array  # [V] half the square of the speed, evenly spaced [m^2/s^2]
+    lateral: Array  # [V] largest acceleration towards the turn without losing speed [m/s^2]
+    drive: Array  # [V, F] largest acceleration; negative where the engine cannot hold the speed
+    brake: Array  # [V, F] largest deceleration, positive [m/s^2]
+
+
+@struct.dataclass
+class _Balance:
+    """Forces of one car in steady cornering."""
+
+    drive: Array  # [] sum of the wheels' forward forces that the acceleration asks for [N]
+    drive_limit: Array  # [] the most of it that tyres and differentials carry [N]
+    brake_limit: Array  # [] the most backwards that tyres and brakes carry [N]
+    usage: Array  # [] part of the weaker axle's lateral force in use, above 1 it slides [-]
+
+
+def reference_lap(car: Car, track: Track, *, offset: Array | None = None) -> ReferenceLap:
+    """The lap of `car` on the centre line, or on the line at lateral offsets [N] [m] from it.
+
+    `offset` holds at the circuit's nodes, left positive, and must be smooth: its second derivative
+    is part of the line's curvature.
+    """
+    return _reference_lap(car, track, offset)
+
+
+@jax.jit
+def _reference_lap(car: Car, track: Track, offset: Array | None) -> ReferenceLap:
+    road = track.road
+    ground = Ground(
+        *(
+            jnp.full(4, value, jnp.float32)
+            for value in (road.grip, road.peak_slip, road.shape, road.rolling)
+        )
+    )
+    stations = tracks.node_stations(track)
+    curvature = jax.vmap(tracks.at, (None, 0))(track, stations).curvature
+    gap = jnp.full(NUM_NODES, track.length / NUM_NODES)
+    if offset is not None:
+        curvature, gap = _offset_line(curvature, track.length / NUM_NODES, offset)
+    energy = _energy_profile(envelope(car, ground), curvature, gap)
+    speed = jnp.sqrt(2.0 * energy)
+    # Constant acceleration between nodes, as in the profile.
+    steps = 2.0 * gap / (speed + jnp.roll(speed, -1))
+    time = jnp.cumsum(steps)
+    return ReferenceLap(lap_time=time[-1], s=stations, speed=speed, time=time - steps)
+
+
+def envelope(car: Car, ground: Ground) -> Envelope:
+    """The accelerations that `car` can hold on a flat `ground`."""
+    drivetrain = car.drivetrain
+    share = drivetrains.wheel_share(drivetrain)
+    top = drivetrain.rev_limit / jnp.min(drivetrain.ratios) / jnp.sum(share / car.wheel_radius)
+    energy = jnp.linspace(0.5 * LOWEST_SPEED**2, 0.5 * top * top, NUM_SPEEDS)
+    along = jnp.linspace(0.0, 1.0, NUM_FRACTIONS)
+    fraction = along * (2.0 - along)
+
+    def at_speed(speed: Array) -> tuple[Array, Array, Array]:
+        highest = MAX_FRICTION * (
+            GRAVITY + 0.5 * AIR_DENSITY * jnp.sum(car.downforce_area) * speed**2 / car.mass
+        )
+        pull, spin = _engine(car, speed)
+
+        def holds(lateral: Array) -> Array:
+            balance = _balance(car, ground, speed, jnp.float32(0.0), lateral)
+            return (balance.usage <= 1.0) & (balance.drive <= balance.drive_limit)
+
+        lateral = _largest(holds, highest)
+
+        def at_fraction(fraction: Array) -> tuple[Array, Array]:
+            def drives(forward: Array) -> Array:
+                balance = _balance(car, ground, speed, forward, fraction * lateral)
+                powered = jnp.any(balance.drive + spin * forward <= pull)
+                return (balance.usage <= 1.0) & (balance.drive <= balance.drive_limit) & powered
+
+            def brakes(backward: Array) -> Array:
+                balance = _balance(car, ground, speed, -backward, fraction * lateral)
+                return (balance.usage <= 1.0) & (-balance.drive <= balance.brake_limit)
+
+            held = _balance(car, ground, speed, jnp.float32(0.0), fraction * lateral).drive
+            loss = jnp.minimum(jnp.max((pull - held) / (car.mass + spin)), 0.0)
+            return _largest(drives, highest) + loss, _largest(brakes, highest)
+
+        drive, brake = jax.vmap(at_fraction)(fraction)
+        return lateral, drive, brake
+
+    lateral, drive, brake = jax.vmap(at_speed)(jnp.sqrt(2.0 * energy))
+    return Envelope(energy=energy, lateral=lateral, drive=drive, brake=brake)
+
+
+def _largest(feasible: Callable[[Array], Array], highest: Array) -> Array:
+    """The largest number in [0, highest] up to which `feasible` holds, 0 included, by bisection."""
+
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = 0.5 * (low + high)
+        holds = feasible(middle)
+        return jnp.where(holds, middle, low), jnp.where(holds, high, middle)
+
+    return jax.lax.fori_loop(0, NUM_BISECTIONS, halve, (jnp.zeros_like(highest), highest))[0]
+
+
+def _engine(car: Car, speed: Array) -> tuple[Array, Array]:
+    """Full-throttle force at the wheels [G] [N] and mass equivalent of all that spins [G] [kg].
+
+    A gear that the gearbox would have left pulls with -inf.
+    """
+    drivetrain = car.drivetrain
+    share = drivetrains.wheel_share(drivetrain)
+    per_radius = jnp.sum(share / car.wheel_radius)
+    gear = np.arange(1, MAX_GEARS + 1)
+    turning = drivetrain.ratios * per_radius * speed
+    engine_speed = jnp.maximum(turning, drivetrain.launch)
+    torque = jax.vmap(drivetrains.engine_torque, (None, 0, None))(
+        drivetrain, engine_speed, jnp.float32(1.0)
+    )
+    usable = (turning <= drivetrain.shift_up) & (gear < drivetrain.num_gears)
+    usable = usable | (gear == drivetrain.num_gears)
+    pull = torque * drivetrain.ratios * drivetrain.efficiency * per_radius
+    closed = turning >= drivetrain.launch
+    engine = jnp.where(closed, drivetrain.inertia * (drivetrain.ratios * per_radius) ** 2, 0.0)
+    wheels = jnp.sum(car.wheel_inertia / car.wheel_radius**2)
+    return jnp.where(usable, pull, -jnp.inf), engine + wheels
+
+
+def _balance(car: Car, ground: Ground, speed: Array, forward: Array, lateral: Array) -> _Balance:
+    """What a forward and a lateral acceleration [m/s^2] (along and across the line) take."""
+    load = steady_load(car, speed, jnp.stack([forward, lateral]))
+    peak = tyres.peak(car.tyre, load, ground)
+    front, rear = car.wheel_x[0], car.wheel_x[3]
+    towards = car.mass * lateral * jnp.stack([-rear, front]) / (front - rear)
+    radius = _mean(car.wheel_radius)
+    axle_drive = jnp.stack([car.drivetrain.front_share, 1.0 - car.drivetrain.front_share]) / radius
+    axle_brake = jnp.stack([car.brake_bias, 1.0 - car.brake_bias]) / radius
+    split = jnp.where(forward < 0.0, axle_brake, axle_drive)
+    split = split / jnp.sum(split)
+    resistance = 0.5 * AIR_DENSITY * car.drag_area * speed * speed + jnp.sum(ground.rolling * load)
+
+    tangent = jnp.zeros(2)
+    drive, usage = resistance, tangent
+    for _ in range(NUM_ANGLE_STEPS):
+        secant = jnp.sqrt(1.0 + tangent * tangent)
+        drive = car.mass * forward + resistance + jnp.sum(towards * tangent)
+        drive = drive / jnp.sum(split * secant)
+        usage = (towards * secant - split * drive * tangent) / (2.0 * _mean(peak.force_y))
+        total = jnp.sqrt((split * drive / (2.0 * _mean(peak.force_x))) ** 2 + usage**2 + 1e-8)
+        angle = jnp.arcsin(jnp.minimum(total, 1.0)) / _mean(peak.shape)
+        tangent = _mean(peak.angle) * jnp.tan(angle) / _mean(peak.stretch) * usage / total
+
+    # What the ellipse leaves, as torque at each wheel.
+    left = jnp.sqrt(jnp.maximum(1.0 - usage * usage, 0.0))
+    torque = peak.force_x * car.wheel_radius * jnp.repeat(left, 2, total_repeat_length=4)
+    preload, ramp = car.drivetrain.lock_preload, car.drivetrain.lock_ramp
+    half = jnp.float32(0.5)
+    axles = [_shared(half, torque[2 * i], torque[2 * i + 1], preload[i], ramp[i]) for i in (0, 1)]
+    driven = _shared(car.drivetrain.front_share, *axles, preload[2], ramp[2])
+    bias = 0.5 * jnp.where(FRONT > 0, car.brake_bias, 1.0 - car.brake_bias)
+    pedal = jnp.min(jnp.where(bias > 0.0, torque / bias, jnp.inf))
+    return _Balance(
+        drive=drive,
+        drive_limit=driven * jnp.sum(axle_drive),
+        brake_limit=jnp.minimum(pedal, car.brake_torque) * jnp.sum(axle_brake),
+        usage=jnp.max(usage),
+    )
+
+
+def _mean(wheels: Array) -> Array:
+    """Means over the front and the rear wheels, [4] -> [2]."""
+    return jnp.mean(wheels.reshape(2, 2), axis=1)
+
+
+def _shared(share: Array, first: Array, second: Array, preload: Array, ramp: Array) -> Array:
+    """The most torque that two sides carry together when `share` of it goes to the first.
+
+    The coupling between them moves up to preload + ramp * torque from one to the other.
+    """
+
+    def bound(share: Array, limit: Array) -> Array:
+        apart = share - ramp
+        return jnp.where(
+            apart > 0.0, (limit + preload) / jnp.where(apart > 0.0, apart, 1.0), jnp.inf
+        )
+
+    return jnp.minimum(first + second, jnp.minimum(bound(share, first), bound(1.0 - share, second)))
+
+
+def _offset_line(curvature: Array, spacing: Array, offset: Array) -> tuple[Array, Array]:
+    """Curvature [N] and distance to the next node [N] [m] of the line at `offset` [N] [m].
+
+    From c + n N with T' = kappa N, N' = -kappa T; derivatives are periodic central differences.
+    """
+
+    def slope(values: Array) -> Array:
+        return (jnp.roll(values, -1) - jnp.roll(values, 1)) / (2.0 * spacing)
+
+    first = slope(offset)
+    second = (jnp.roll(offset, -1) - 2.0 * offset + jnp.roll(offset, 1)) / spacing**2
+    stretch = 1.0 - offset * curvature
+    pace = jnp.sqrt(stretch**2 + first**2)
+    turn = stretch * (stretch * curvature + second)
+    turn = turn + first * (2.0 * first * curvature + offset * slope(curvature))
+    return turn / pace**3, 0.5 * spacing * (pace + jnp.roll(pace, -1))
+
+
+def _energy_profile(envelope: Envelope, curvature: Array, gap: Array) -> Array:
+    """Half the squared speed [N] at points with `curvature` [N] and `gap` [N] [m] to the next."""
+    bend = jnp.maximum(jnp.abs(curvature), 1e-6)
+    cap = jnp.interp(1.0 / bend, 2.0 * envelope.energy / envelope.lateral, envelope.energy)
+    # From the slowest point on, where both passes begin at the cap, a lap is periodic at once
+    # unless the engine cannot hold any cap; the second lap is for those.
+    start = jnp.argmin(cap)
+    bend, gap_ahead, cap_ahead = (jnp.roll(array, -start) for array in (bend, gap, cap))
+    # Two lanes: forward from the start with the engine, backward from it with the brakes.
+    lanes = (
+        jnp.stack([bend, jnp.roll(bend[::-1], 1)], axis=1),
+        jnp.stack([gap_ahead, gap_ahead[::-1]], axis=1),
+        jnp.stack([jnp.roll(cap_ahead, -1), cap_ahead[::-1]], axis=1),
+    )
+    tables = jnp.stack([envelope.drive, envelope.brake])
+    lowest, spacing = envelope.energy[0], envelope.energy[1] - envelope.energy[0]
+    lane = np.arange(2)
+
+    def advance(energy: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        bend, gap, cap = inputs
+        row, up = _cell((energy - lowest) / spacing, NUM_SPEEDS)
+        lateral = envelope.lateral[row] * (1.0 - up) + envelope.lateral[row + 1] * up
+        fraction = jnp.clip(2.0 * energy * bend / lateral, 0.0, 1.0)
+        column, right = _cell((1.0 - jnp.sqrt(1.0 - fraction)) * (NUM_FRACTIONS - 1), NUM_FRACTIONS)
+        low = tables[lane, row, column] * (1.0 - right) + tables[lane, row, column + 1] * right
+        high = (
+            tables[lane, row + 1, column] * (1.0 - right)
+            + tables[lane, row + 1, column + 1] * right
+        )
+        gain = low * (1.0 - up) + high * up
+        energy = jnp.clip(energy + gap * gain, lowest, cap)
+        return energy, energy
+
+    lanes = jax.tree.map(lambda values: jnp.tile(values, (2, 1)), lanes)
+    profile = jax.lax.scan(advance, jnp.full(2, cap[start]), lanes)[1][NUM_NODES:]
+    return jnp.roll(jnp.minimum(jnp.roll(profile[:, 0], 1), profile[::-1, 1]), start)
+
+
+def _cell(place: Array, num: int) -> tuple[Array, Array]:
+    """Index of the grid cell at `place` and the part of it that lies before `place`."""
+    index = jnp.clip(jnp.floor(place), 0, num - 2)
+    return index.astype(jnp.int32), jnp.clip(place - index, 0.0, 1.0)
