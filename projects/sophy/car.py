@@ -94,7 +94,7 @@ class Command:
     brake: Array  # 0..1 [-]
 
 
-def _load_target(car: Car, speed: Array, acceleration: Array) -> Array:
+def steady_load(car: Car, speed: Array, acceleration: Array) -> Array:
     """Steady vertical loads [4] in N at a forward speed and an acceleration [2].
 
     A wheel that would be pulled off the ground keeps the minimum; the others then carry so much
@@ -131,7 +131,7 @@ def rolling_start(car: Car, position: Array, heading: Array, speed: Array) -> Ca
         velocity=jnp.stack([speed, zero]),
         yaw_rate=zero,
         wheel_speed=wheel_speed,
-        load=_load_target(car, speed, jnp.zeros(2)),
+        load=steady_load(car, speed, jnp.zeros(2)),
         steering=zero,
         throttle=zero,
         brake=zero,
@@ -162,7 +162,7 @@ def step(car: Car, state: CarState, command: Command, ground: Ground, time_step:
     steering, throttle, brake = _actuate(car, state, command, time_step)
     forward, left, yaw_rate = state.velocity[0], state.velocity[1], state.yaw_rate
 
-    target = _load_target(car, forward, state.acceleration)
+    target = steady_load(car, forward, state.acceleration)
     load = state.load + (target - state.load) * (time_step / (LOAD_LAG + time_step))
 
     # Contact-point velocities in each wheel's own frame.

@@ -16,7 +16,7 @@ from jax import Array
 
 NUM_POINTS = 12  # torque table, evenly spaced from idle to the rev limit
 MAX_GEARS = 8
-LIMITER_BAND = 50.0  # the rev limiter fades the torque out over this range [rad/s]
+LIMITER_BAND = 50.0  # the torque fades out over this range above the rev limit [rad/s]
 
 
 @struct.dataclass
@@ -97,7 +97,7 @@ def engine_torque(drivetrain: Drivetrain, speed: Array, throttle: Array) -> Arra
     place = jnp.clip(part, 0.0, 1.0) * (NUM_POINTS - 1)
     hats = jnp.maximum(1.0 - jnp.abs(place - np.arange(NUM_POINTS, dtype=np.float32)), 0.0)
     full = jnp.sum(hats * drivetrain.torque)
-    limiter = jnp.clip((drivetrain.rev_limit - speed) / LIMITER_BAND, 0.0, 1.0)
+    limiter = jnp.clip(1.0 + (drivetrain.rev_limit - speed) / LIMITER_BAND, 0.0, 1.0)
     return throttle * full * limiter - (1.0 - throttle) * drivetrain.drag_torque * part
 
 

@@ -14,15 +14,22 @@ slides freely pushes against its sliding velocity and can never create energy.
 
 Slips are divided by sqrt(u^2 + v0^2) instead of |u|: below v0 the tyre turns into a viscous damper,
 so a car comes to rest, and stays, without a branch or a division by zero.
+
+The sine is a short polynomial (error below 1e-7): the library's must accept any angle, and took a
+third of the time of a whole step of the car.
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array
 
 SLIP_SPEED = 3.0  # v0 of the regularised slip [m/s]
 MINIMUM_FACTOR = 0.3  # the linear load laws are cut here, far outside the fitted loads [-]
+
+# Minimax fit of sin(x) / x in powers of x^2 on [0, pi / 2], lowest power first.
+SINE_FIT = (0.99999998, -0.16666648, 0.0083328998, -0.00019800898, 2.5904885e-6)
 
 
 @struct.dataclass
@@ -36,7 +43,7 @@ class Tyre:
     peak_ratio: Array  # slip ratio at the longitudinal peak [-]
     peak_angle: Array  # tangent of the slip angle at the lateral peak [-]
     peak_slope: Array  # relative change of both peak positions with load [1/N]
-    shape: Array  # Q, larger falls off faster behind the peak [-]
+    shape: Array  # Q between 1.05 and 2, larger falls off faster behind the peak [-]
 
 
 @struct.dataclass
@@ -72,7 +79,7 @@ def peak(tyre: Tyre, load: Array, ground: Ground) -> Peak:
     extra = load - tyre.nominal_load
     friction = jnp.maximum(1.0 + tyre.friction_slope * extra, MINIMUM_FACTOR) * ground.grip * load
     position = jnp.maximum(1.0 + tyre.peak_slope * extra, MINIMUM_FACTOR) * ground.peak_slip
-    shape = jnp.maximum(tyre.shape * ground.shape, 1.05)
+    shape = jnp.clip(tyre.shape * ground.shape, 1.05, 2.0)
     return Peak(
         force_x=friction * tyre.friction_x,
         force_y=friction * tyre.friction_y,
@@ -88,6 +95,16 @@ def slip_scale(forward: Array) -> Array:
     return jnp.sqrt(forward * forward + SLIP_SPEED * SLIP_SPEED)
 
 
+def _sine(angle: Array) -> Array:
+    """Sine of angles between 0 and pi."""
+    folded = jnp.minimum(angle, np.pi - angle)
+    square = folded * folded
+    value = jnp.full_like(angle, SINE_FIT[-1])
+    for coefficient in SINE_FIT[-2::-1]:
+        value = value * square + coefficient
+    return value * folded
+
+
 def force(peak: Peak, ratio: Array, tangent: Array) -> tuple[Array, Array, Array]:
     """Tyre forces [4] in N and the slope dFx/dkappa [4] in N.
 
@@ -100,7 +117,7 @@ def force(peak: Peak, ratio: Array, tangent: Array) -> tuple[Array, Array, Array
     rho_inverse = jax.lax.rsqrt(rho_squared)
     rho = rho_squared * rho_inverse
     stretched = peak.stretch * rho
-    value = jnp.sin(peak.shape * jnp.arctan(stretched))
+    value = _sine(peak.shape * jnp.arctan(stretched))
     # The cosine's sign changes at the peak, rho = 1, and nowhere else.
     cosine = jnp.sqrt(jnp.maximum(1.0 - value * value, 0.0)) * jnp.sign(1.0 - rho)
     steepness = cosine * peak.shape * peak.stretch / (1.0 + stretched * stretched)
