@@ -17,9 +17,33 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+Inputs = tuple[jax.Array, ...]  # parts of one input vector, each [..., F_i]
+
+
 class Network(NamedTuple):
     init: Callable[[Key], Params]
-    apply: Callable[..., jax.Array]  # (params, inputs [..., F]) -> [..., output_size]
+    apply: Callable[[Params, Inputs], jax.Array]  # -> [..., output_size]
+
+
+class PartedDense(nn.Module):
+    """A dense layer of the parts side by side, without putting them side by side.
+
+    The gradient with respect to one part (the action, in the actor's loss) then costs a matrix
+    product of that part's size and not of the whole input's.
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(self, inputs: Inputs) -> jax.Array:
+        sizes = [part.shape[-1] for part in inputs]
+        kernel = self.param("kernel", nn.initializers.he_uniform(), (sum(sizes), self.width))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.width,))
+        total, start = bias, 0
+        for part, size in zip(inputs, sizes, strict=True):
+            total = total + part @ jax.lax.slice_in_dim(kernel, start, start + size)
+            start += size
+        return total
 
 
 class MLP(nn.Module):
@@ -31,10 +55,11 @@ class MLP(nn.Module):
     layer_norm: bool
 
     @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        x = inputs
-        for width in self.hidden:
-            x = nn.Dense(width, kernel_init=nn.initializers.he_uniform())(x)
+    def __call__(self, inputs: Inputs) -> jax.Array:
+        x = PartedDense(self.hidden[0])(inputs)
+        for index, width in enumerate(self.hidden):
+            if index:
+                x = nn.Dense(width, kernel_init=nn.initializers.he_uniform())(x)
             if self.layer_norm:
                 x = nn.LayerNorm()(x)
             x = ACTIVATIONS[self.activation](x)
@@ -45,17 +70,17 @@ class MLP(nn.Module):
 
 
 def make_mlp(
-    input_size: int,
+    input_sizes: Sequence[int],
     output_size: int,
     hidden: Sequence[int],
     *,
     activation: str = "relu",
     layer_norm: bool = False,
 ) -> Network:
-    """A feed-forward network `[..., input_size] -> [..., output_size]`."""
+    """A feed-forward network of input parts `[..., input_sizes[i]]` to `[..., output_size]`."""
     module = MLP(tuple(hidden), output_size, activation, layer_norm)
     return Network(
-        init=lambda key: module.init(key, jnp.zeros(input_size))["params"],
+        init=lambda key: module.init(key, tuple(map(jnp.zeros, input_sizes)))["params"],
         apply=lambda params, inputs: module.apply({"params": params}, inputs),
     )
 

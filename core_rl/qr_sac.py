@@ -27,7 +27,7 @@ from core_rl.losses import (
     squared_loss,
     temperature_loss,
 )
-from core_rl.networks import ACTIVATIONS, make_ensemble, make_mlp
+from core_rl.networks import ACTIVATIONS, Inputs, make_ensemble, make_mlp
 from core_rl.running_stats import RunningStats, init_stats, normalise, update_stats
 from core_rl.types import Agent, Batch, Key, Metrics, Obs, Params
 
@@ -138,21 +138,21 @@ def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
     alpha_adam = optax.scale_by_adam()
 
     def networks_for(obs_stats: dict[str, RunningStats]):
-        def size(entries):
-            return sum(obs_stats[name].mean.shape[-1] for name in entries)
+        def sizes(entries):
+            return tuple(obs_stats[name].mean.shape[-1] for name in entries)
 
         body = dict(activation=config.activation, layer_norm=config.layer_norm)
-        actor = make_mlp(size(config.actor_obs), 2 * action_size, config.hidden, **body)
+        actor = make_mlp(sizes(config.actor_obs), 2 * action_size, config.hidden, **body)
         critic = make_mlp(
-            size(config.critic_obs) + action_size, config.num_quantiles, config.hidden, **body
+            (*sizes(config.critic_obs), action_size), config.num_quantiles, config.hidden, **body
         )
         return actor, make_ensemble(critic, config.num_critics)
 
-    def read(entries: tuple[str, ...], stats: dict[str, RunningStats], obs: Obs) -> jax.Array:
-        """The named entries, standardised and side by side, `[..., F]`."""
+    def read(entries: tuple[str, ...], stats: dict[str, RunningStats], obs: Obs) -> Inputs:
+        """The named entries, standardised, each `[..., F]`."""
         if config.normalise_obs:
-            return jnp.concatenate([normalise(stats[name], obs[name]) for name in entries], axis=-1)
-        return jnp.concatenate([obs[name] for name in entries], axis=-1)
+            return tuple(normalise(stats[name], obs[name]) for name in entries)
+        return tuple(obs[name] for name in entries)
 
     def init_networks(key: Key, obs_stats: dict[str, RunningStats]) -> Networks:
         actor_key, critic_key = jax.random.split(key)
@@ -206,6 +206,24 @@ def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
         params = networks.actor_average if config.actor_average else networks.actor
         return policy(params, state.obs_stats, obs).mode(), carry
 
+    def deploy(state: QRSACState) -> QRSACState:
+        networks = Networks(
+            actor=None if config.actor_average else state.networks.actor,
+            critics=None,
+            target_critics=None,
+            actor_average=state.networks.actor_average,
+            actor_opt=None,
+            critics_opt=None,
+        )
+        return QRSACState(
+            networks=networks,
+            log_alpha=None,  # pyright: ignore[reportArgumentType]
+            alpha_opt=None,
+            obs_stats=state.obs_stats,
+            hypers=None,  # pyright: ignore[reportArgumentType]
+            num_updates=None,  # pyright: ignore[reportArgumentType]
+        )
+
     def update(state: QRSACState, batch: Batch, key: Key) -> tuple[QRSACState, Metrics]:
         chex.assert_rank([batch.n_step_reward, batch.bootstrap_discount], 1)
         chex.assert_rank(batch.action, 2)
@@ -222,10 +240,9 @@ def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
         alpha = jnp.exp(state.log_alpha)
         lr_scale = _lr_scale(config, state.num_updates)
 
-        def critic_values(params: Params, inputs: jax.Array, action: jax.Array) -> jax.Array:
+        def critic_values(params: Params, inputs: Inputs, action: jax.Array) -> jax.Array:
             """`[B, C, Q]`"""
-            values = critics_network.apply(params, jnp.concatenate([inputs, action], axis=-1))
-            return jnp.swapaxes(values, 0, 1)
+            return jnp.swapaxes(critics_network.apply(params, (*inputs, action)), 0, 1)
 
         def apply_gradient(optimiser, params, grads, opt_state, learning_rate):
             updates, opt_state = optimiser.update(grads, opt_state, params)
@@ -319,7 +336,7 @@ def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
         )
         return state, metrics
 
-    return Agent(init=init, carry=carry, act=act, greedy=greedy, update=update)
+    return Agent(init=init, carry=carry, act=act, greedy=greedy, update=update, deploy=deploy)
 
 
 def _mix(old: Params, new: Params, share: float) -> Params:

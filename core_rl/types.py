@@ -51,6 +51,7 @@ class Agent(NamedTuple):
     act: Callable[..., tuple[jax.Array, Any]]  # (state, carry, obs[N], key) -> action[N, A], carry
     greedy: Callable[..., tuple[jax.Array, Any]]  # (state, carry, obs[N]) -> action[N, A], carry
     update: Callable[..., tuple[Any, Metrics]]  # (state, Batch[B], key) -> state, metrics
+    deploy: Callable[[Any], Any]  # (state) -> the little of it that `greedy` reads, the rest None
 
 
 class Replay(NamedTuple):
