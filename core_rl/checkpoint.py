@@ -9,7 +9,6 @@ accelerator have been copied to the host by then, and on a CPU jax does not reus
 being read.
 """
 
-import errno
 import logging
 import os
 import re
@@ -21,11 +20,9 @@ from typing import Any, TypeVar
 import jax
 import orbax.checkpoint as ocp
 
-from core_rl.errors import UserError
+from core_rl.errors import DISK_FULL, UserError
 
 State = TypeVar("State")
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Orbax logs every failure as hundreds of lines before it raises it; the raised error is enough.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)

@@ -1,0 +1,440 @@
+"""The records of a run: its directory, `record.json`, `metrics.jsonl` and the mirror to W&B.
+
+`metrics.jsonl` is the source of truth, since W&B loses rows silently when a disk is full and can
+block or fail when its server is away. JSON has no nan and no infinities: they are written as the
+strings "nan", "inf" and "-inf", which `read_metrics` and `flags.from_dict` turn back.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from core_rl import flags
+from core_rl.errors import UserError, storage_errors
+
+RECORD = "record.json"
+ENVIRONMENT = ("XLA_", "JAX_", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")  # what changes results
+CODE = Path(__file__).parent
+
+
+class RecordError(UserError):
+    """A record is damaged, or the work directory belongs to another run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WandbConfig:
+    """Weights & Biases; offline runs can be uploaded later with `wandb sync WORKDIR/wandb/*`."""
+
+    mode: Literal["offline", "online", "disabled"] = "offline"  # only online needs an account
+    project: str = "champion-control"  # W&B project
+    entity: str | None = None  # W&B user or team
+    group: str | None = None  # what is averaged over seeds
+    tags: tuple[str, ...] = ()  # labels to filter by
+
+
+@contextlib.contextmanager
+def open_workdir(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Creates a run's directory and keeps other processes out of it until the block ends."""
+    if not os.fspath(path):
+        raise RecordError("workdir must name a directory")
+    directory = Path(path).expanduser().absolute()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = open(directory / "lock", "a+")
+    except OSError as error:
+        reason = "it is a file" if directory.is_file() else error.strerror
+        raise RecordError(f"cannot use {directory} as work directory: {reason}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
+            raise RecordError(f"{directory} is in use by process {owner}") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield directory
+
+
+class JsonlSink:
+    """Appends one JSON object per row; what `write` has returned from survives a kill.
+
+    Opening cuts off a last line that a kill has torn, never a complete one. Errors of the storage
+    become a StorageError that names the file, and leave no part of a row behind.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self._path = Path(path)
+        with storage_errors(self._path):
+            self._open()
+
+    def write(self, row: dict[str, Any]) -> None:
+        line = json.dumps(encode_json(row), allow_nan=False).encode() + b"\n"
+        with storage_errors(self._path):
+            size = os.fstat(self._file).st_size
+            try:
+                while line:
+                    line = line[os.write(self._file, line) :]
+            except OSError:
+                os.ftruncate(self._file, size)
+                raise
+
+    def sync(self) -> None:
+        """Blocks until every row is on the disk itself."""
+        with storage_errors(self._path):
+            os.fsync(self._file)
+
+    def supersede_after(self, epoch: int) -> int:
+        """Moves rows with a later `epoch` to `*.superseded.jsonl` and returns their number.
+
+        For a resume from the checkpoint of `epoch`: what the killed process went on to record
+        would stand in the file twice.
+        """
+        rows = read_metrics(self._path)
+        late = [row for row in rows if row.get("epoch", epoch) > epoch]
+        if late:
+            superseded = JsonlSink(self._path.with_suffix(".superseded.jsonl"))
+            for row in late:
+                superseded.write(row)
+            superseded.sync()
+            superseded.close()
+            kept = [row for row in rows if row.get("epoch", epoch) <= epoch]
+            with storage_errors(self._path):
+                write_atomically(
+                    self._path,
+                    "".join(json.dumps(encode_json(row)) + "\n" for row in kept).encode(),
+                )
+                os.close(self._file)
+                self._open()
+        return len(late)
+
+    def close(self) -> None:
+        self.sync()
+        os.close(self._file)
+
+    def _open(self) -> None:
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        content = self._path.read_bytes()
+        complete = content.rfind(b"\n") + 1
+        if _is_object(content[complete:]):
+            os.write(self._file, b"\n")
+        elif complete < len(content):
+            os.ftruncate(self._file, complete)
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The rows of a JSONL file, also while it is being written: a torn last line is left out."""
+    lines = Path(path).read_bytes().split(b"\n")
+    if not _is_object(lines[-1]):
+        lines.pop()
+    for number, line in enumerate(lines, 1):
+        if not _is_object(line):
+            raise RecordError(f"{path}: line {number} is not a JSON object")
+    return [decode_json(json.loads(line)) for line in lines]
+
+
+class WandbSink:
+    """A mirror of the rows in W&B. Whatever fails here warns once and ends the mirror, not the run.
+
+    Rows of several seeds hold lists: the mean goes under the row's own name, each number under
+    `name/seed_k`. Steps are never passed to W&B, which drops rows whose step does not increase (as
+    after a resume); `env_steps` is an ordinary value that the plots are drawn over.
+    """
+
+    def __init__(
+        self, config: WandbConfig, workdir: Path, name: str, run_config: Any, *, job_type="train"
+    ):
+        self._workdir = workdir
+        self._run: Any = None
+        if config.mode == "disabled":
+            return
+        with self._mirroring():
+            directory = workdir / "wandb"
+            directory.mkdir(exist_ok=True)
+            # W&B otherwise fills the home directory, whose quota is small on clusters.
+            for variable in ("CACHE", "DATA", "ARTIFACT", "CONFIG"):
+                os.environ.setdefault(f"WANDB_{variable}_DIR", str(directory / variable.lower()))
+            import wandb
+
+            self._run = wandb.init(
+                mode=config.mode,
+                project=config.project,
+                entity=config.entity,
+                group=config.group,
+                tags=list(config.tags),
+                name=name,
+                job_type=job_type,
+                id=os.environ.get("WANDB_RUN_ID") or _stable_id(directory / "run_id"),
+                resume="allow",
+                dir=str(workdir),
+                config=flags.to_dict(run_config),
+                settings=wandb.Settings(
+                    console="off",
+                    init_timeout=60,
+                    finish_timeout=60,
+                    silent=config.mode != "online",
+                ),
+            )
+            self._run.define_metric("env_steps")
+            self._run.define_metric("*", step_metric="env_steps")
+
+    def write(self, row: dict[str, Any]) -> None:
+        with self._mirroring():
+            if self._run is not None:
+                self._run.log(_per_seed(row))
+
+    def sync(self) -> None:
+        """W&B writes in the background and has nothing to wait for."""
+
+    def close(self, exit_code: int = 0) -> None:
+        with self._mirroring():
+            if self._run is not None:
+                self._run.finish(exit_code=exit_code)
+                self._run = None
+
+    @contextlib.contextmanager
+    def _mirroring(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever W&B raises must not stop the training
+            self._run = None
+            reason = " ".join(str(error).split())[:200]
+            print(
+                f"warning: the mirror to W&B ends ({type(error).__name__}: {reason}); "
+                f"{self._workdir / 'metrics.jsonl'} goes on",
+                file=sys.stderr,
+            )
+
+
+def write_record(
+    workdir: Path,
+    config: Any,
+    *,
+    seeds: list[int],
+    resumed_epoch: int | None = None,
+    may_differ: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Writes `record.json` when a run begins; a later call adds to its `resumes` instead.
+
+    Returns the record. Raises RecordError if the run was started with another config, see
+    `check_same_config`.
+    """
+    record = read_record(workdir)
+    if record is None:
+        record = {
+            "started": _now(),
+            "argv": sys.orig_argv,
+            "seeds": seeds,
+            "config": flags.to_dict(config),
+            "code": _code(),
+            "versions": {
+                "python": platform.python_version(),
+                "jax": jax.__version__,
+                "packages": _packages(),
+            },
+            "machine": _machine(),
+            "environment": {
+                name: os.environ[name]
+                for name in sorted(os.environ)
+                if name.startswith(ENVIRONMENT)
+            },
+            "resumes": [],
+        }
+    else:
+        check_same_config(record, config, may_differ)
+        resume = {"time": _now(), "epoch": resumed_epoch, "argv": sys.orig_argv, "code": _code()}
+        record["resumes"].append(resume)
+    with storage_errors(workdir / RECORD):
+        write_json(workdir / RECORD, record)
+    return record
+
+
+def read_record(workdir: Path) -> dict[str, Any] | None:
+    """The run's record, or None where no run has begun."""
+    path = workdir / RECORD
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise RecordError(f"{path} is damaged: {error}") from None
+    if not isinstance(record, dict) or not {"config", "resumes"} <= set(record):
+        raise RecordError(f"{path} is not the record of a run")
+    return record
+
+
+def check_same_config(
+    record: dict[str, Any], config: Any, may_differ: tuple[str, ...] = ()
+) -> None:
+    """Raises RecordError naming the flags whose value is not the recorded one.
+
+    `may_differ` holds dotted names of leaves or of whole groups, such as `run` for `run.minutes`.
+    """
+    old, new = _flatten(record["config"]), _flatten(flags.to_dict(config))
+    differing = [
+        f"--{name}={_text(old, name)} (now {_text(new, name)})"
+        for name in {**old, **new}
+        if old.get(name, ...) != new.get(name, ...)
+        and not any(f"{name}.".startswith(f"{allowed}.") for allowed in may_differ)
+    ]
+    if differing:
+        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise RecordError(
+            f"this run was started with {', '.join(differing[:5])}{more}: "
+            "repeat those, or choose another --workdir"
+        )
+
+
+def write_json(path: Path, value: Any) -> None:
+    content = json.dumps(encode_json(value), indent=1, allow_nan=False)
+    write_atomically(path, content.encode() + b"\n")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replaces a file as a whole: a kill leaves the old content or the new, never a mixture."""
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o644)
+            os.replace(file.name, path)
+        except OSError:
+            os.unlink(file.name)
+            raise
+
+
+def encode_json(value: Any) -> Any:
+    """Plain JSON of dicts, sequences, numbers and arrays (numpy's or jax's); see the module."""
+    if isinstance(value, dict):
+        return {str(name): encode_json(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [encode_json(entry) for entry in value]
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return encode_json(np.asarray(value).tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def decode_json(value: Any) -> Any:
+    """Inverse of `encode_json` up to arrays, which stay lists."""
+    if isinstance(value, dict):
+        return {name: decode_json(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [decode_json(entry) for entry in value]
+    return float(value) if value in flags.NON_FINITE else value
+
+
+def _is_object(line: bytes) -> bool:
+    # No proper beginning of a JSON object is JSON, so a torn line never passes.
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def _per_seed(row: dict[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, list | tuple | np.ndarray):
+            values[name] = float(np.mean(value))
+            values.update({f"{name}/seed_{k}": entry for k, entry in enumerate(value)})
+        else:
+            values[name] = value
+    return values
+
+
+def _stable_id(path: Path) -> str:
+    """One W&B id per work directory, so that the parts of a resumed run belong together."""
+    if not path.exists():
+        write_atomically(path, secrets.token_hex(4).encode())
+    return path.read_text()
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _text(flat: dict[str, Any], name: str) -> str:
+    if name not in flat:
+        return "absent"
+    value = flat[name]
+    return flags.format_text(tuple(value) if isinstance(value, list) else value)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _packages() -> dict[str, str]:
+    installed = {
+        dist.name: dist.version for dist in importlib.metadata.distributions() if dist.name
+    }
+    return dict(sorted(installed.items()))
+
+
+def _code() -> dict[str, Any]:
+    """Commit of the repository that holds this file, and whether its files differ from it."""
+    tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
+    status = _git("status", "--porcelain") if tracked else None
+    return {
+        "git_sha": _git("rev-parse", "HEAD") if tracked else None,
+        "dirty": None if status is None else bool(status),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(CODE), *arguments], capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def _machine() -> dict[str, Any]:
+    devices = jax.devices()
+    return {
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),  # [bytes]
+        "device": devices[0].device_kind,
+        "num_devices": len(devices),
+    }
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
