@@ -55,8 +55,9 @@ def test_fold_of_a_step_that_is_both_terminated_and_truncated_does_not_bootstrap
 
 
 def test_batched_window_is_refused():
+    window = jnp.zeros((2, 3), bool)
     with pytest.raises(AssertionError):
-        fold_n_step(*[jnp.zeros((2, 3), bool)] * 3, jnp.array(3), jnp.array(0.9))
+        fold_n_step(window, window, window, jnp.array(3), jnp.array(0.9))
 
 
 # The whole replay. Capacity 23 with 3 environments: 7 rows of 3, not a whole number of windows.
@@ -79,14 +80,18 @@ class Record(NamedTuple):
 
     def transitions(self) -> Transition:
         """`[T, N]`"""
-        where = np.indices(self.reward.shape).transpose(1, 2, 0).astype(np.float32)  # (row, env)
+        row, env = jnp.indices(self.reward.shape, jnp.float32)
+        obs = {
+            "state": jnp.stack([row, env], axis=-1),
+            "other": 100.0 * jnp.stack([env, row], axis=-1),
+        }
         return Transition(
-            obs={"state": where, "other": where[..., ::-1] * 100},
-            action=where[..., :1] * 10.0 + where[..., 1:],
-            reward=self.reward,
-            terminated=self.terminated,
-            truncated=self.truncated,
-            next_obs={"state": where + 0.5, "other": where[..., ::-1] * 100 + 0.5},
+            obs=obs,
+            action=10.0 * row[..., None] + env[..., None],
+            reward=jnp.asarray(self.reward),
+            terminated=jnp.asarray(self.terminated),
+            truncated=jnp.asarray(self.truncated),
+            next_obs=jax.tree.map(lambda entry: entry + 0.5, obs),
         )
 
     def check(self, batch: Batch, num_rows: int) -> None:
@@ -115,7 +120,7 @@ def where(batch: Batch) -> np.ndarray:
 
 
 def example(record: Record) -> Transition:
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf[0, 0]), record.transitions())
+    return jax.tree.map(lambda leaf: leaf[0, 0], record.transitions())
 
 
 @pytest.fixture(scope="module")
@@ -136,11 +141,8 @@ def uniform():
 
     state, batches = run(record.transitions(), jax.random.key(0))
     batches = jax.tree.map(np.asarray, batches)
-    return (
-        record,
-        state,
-        [jax.tree.map(lambda leaf, t=t: leaf[t], batches) for t in range(NUM_ADDS)],
-    )
+    rows = [jax.tree.map(lambda leaf, t=t: leaf[t], batches) for t in range(NUM_ADDS)]
+    return record, state, rows
 
 
 def test_every_sample_is_a_true_n_step_fold_of_the_recorded_stream(uniform):
@@ -289,7 +291,7 @@ def test_shares_round_to_whole_transitions():
     # 0.33 of 10 is 3 and, halves to the even number, 0.25 of 10 is 2; the other 5 are uniform.
     replay = make_replay(capacity=8, num_envs=4, batch_size=10, n_step=1, table_shares=(0.33, 0.25))
     record = Record.random(3, 1, 4)
-    row = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), record.transitions())
+    row = jax.tree.map(lambda leaf: leaf[0], record.transitions())
     masks = jnp.zeros((4, 2), bool).at[0, 0].set(True).at[3, 1].set(True)
 
     @jax.jit
@@ -322,7 +324,7 @@ def test_wrong_shapes_are_refused():
     replay = make_tables()
     record = Record.random(4, 2, TABLE_ENVS)
     state = replay.init(example(record))
-    row = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), record.transitions())
+    row = jax.tree.map(lambda leaf: leaf[0], record.transitions())
     with pytest.raises(AssertionError):
         replay.add(state, row, jnp.zeros((TABLE_ENVS, 2), bool))
     with pytest.raises(AssertionError):

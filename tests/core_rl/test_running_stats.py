@@ -38,7 +38,7 @@ def test_large_mean_keeps_its_spread_in_float32():
     # neighbouring float32 numbers, eight times the whole sum of squared deviations, 5e5.
     def step(stats, key):
         batch = 1e4 + jax.random.normal(key, (500, 1))
-        return update_stats(stats, batch, True), None
+        return update_stats(stats, batch, jnp.array(True)), None
 
     keys = jax.random.split(jax.random.key(0), 1000)
     stats, _ = jax.jit(lambda keys: jax.lax.scan(step, init_stats(1), keys))(keys)
@@ -72,4 +72,4 @@ def test_constant_feature_stays_near_zero(constant):
 
 def test_unbatched_input_is_refused():
     with pytest.raises(AssertionError):
-        update_stats(init_stats(3), jnp.zeros(3), True)
+        update_stats(init_stats(3), jnp.zeros(3), jnp.array(True))
