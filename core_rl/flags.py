@@ -180,7 +180,12 @@ def parse_text(text: str, hint: Any, depth: int = 0) -> Any:
     """A value of type `hint` from a flag's text; raises ValueError saying what is expected."""
     arguments = typing.get_args(hint)
     if _is_optional(hint):
-        return None if text.lower() == "none" else parse_text(text, arguments[0], depth)
+        if text.lower() == "none":
+            return None
+        try:
+            return parse_text(text, arguments[0], depth)
+        except ValueError as error:
+            raise ValueError(f"{error} or none") from None
     if typing.get_origin(hint) is tuple:
         inner = text.strip()
         if depth == 0 and inner[:1] + inner[-1:] in ("()", "[]"):
@@ -207,15 +212,14 @@ def parse_text(text: str, hint: Any, depth: int = 0) -> Any:
         raise ValueError(f"expected {describe(hint)}") from None
 
 
-def describe(hint: Any) -> str:
+def describe(hint: Any, depth: int = 0) -> str:
     """What a flag of this type takes, for `--help`; raises TypeError if it cannot be a flag."""
     arguments = typing.get_args(hint)
     if _is_optional(hint):
-        return f"{describe(arguments[0])} or none"
+        return f"{describe(arguments[0], depth)} or none"
     if typing.get_origin(hint) is tuple:
-        if arguments[-1] is Ellipsis:
-            return f"{describe(arguments[0])},..."
-        return ",".join(describe(argument) for argument in arguments)
+        kinds = ["..." if entry is Ellipsis else describe(entry, depth + 1) for entry in arguments]
+        return SEPARATORS[depth].join(kinds)
     choices = _choices(hint)
     if choices is not None:
         return "|".join(choices)
@@ -310,10 +314,11 @@ def _unknown_flag(name: str, known: list[str]) -> str:
     for path in known:
         by_leaf.setdefault(path.rpartition(".")[2], []).append(path)
     plain = name.removeprefix("no") if name not in known else name
-    guesses = difflib.get_close_matches(name, known, 3, 0.75)
-    for leaf in difflib.get_close_matches(plain.rpartition(".")[2], by_leaf, 2, 0.75):
-        guesses += by_leaf[leaf]
-    hint = ", ".join(f"--{guess}" for guess in dict.fromkeys(guesses[:3]))
+    guesses = difflib.get_close_matches(name, known, 1, 0.75)
+    if not guesses:
+        leaves = difflib.get_close_matches(plain.rpartition(".")[2], by_leaf, 1, 0.75)
+        guesses = [path for leaf in leaves for path in by_leaf[leaf]]
+    hint = " or ".join(f"--{guess}" for guess in guesses[:3])
     return f"unknown flag --{name}" + (f", did you mean {hint}?" if hint else "")
 
 
