@@ -31,6 +31,7 @@ SLOPES = slice(13, 18)
 MAX_NEWTON_STEP = 8.0  # [m]
 MIN_NEWTON_SLOPE = 0.25  # floor of 1 - n * curvature, which vanishes at the centre of curvature
 MIN_POINTS = 20
+MAX_COORDINATE = 20_000.0  # [m] float32 is 2 mm apart there
 MIN_GAP = 0.01  # [m] points nearer than this to the next are duplicates
 MAX_CLOSING = 4.0  # closing distance / median distance between points: more is not a loop
 MAX_BEND = (
@@ -215,9 +216,7 @@ def make_track(
     rows = _check_points(points)
     points = points[rows]
 
-    loop = np.vstack([points[:, :2], points[:1, :2]])
-    spline, u_rows = splprep(loop.T, k=5, per=True, s=smoothing * len(points))
-    u_rows = u_rows[:-1]
+    spline, u_rows = fit_spline(points[:, :2], smoothing)
 
     def curve(u: np.ndarray, derivative: int = 0) -> np.ndarray:
         return np.column_stack(splev(u, spline, der=derivative))
@@ -271,6 +270,17 @@ def make_track(
     )
 
 
+def fit_spline(points: np.ndarray, smoothing: float) -> tuple[tuple, np.ndarray]:
+    """The periodic quintic spline (for `scipy.interpolate.splev`) near points [M, 2].
+
+    Returns it with its parameter [M], in [0, 1), at each point. `smoothing` is the mean square
+    distance [m^2] that it may keep from the points.
+    """
+    loop = np.vstack([points, points[:1]])
+    spline, u = splprep(loop.T, k=5, per=True, s=smoothing * len(points))
+    return spline, u[:-1]
+
+
 def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
 
@@ -286,6 +296,10 @@ def _check_points(points: np.ndarray) -> np.ndarray:
             raise CircuitError(reason, int(np.argmax(broken)))
 
     refuse(~np.isfinite(points).all(axis=1), "every number must be finite")
+    refuse(
+        (np.abs(points[:, :2]) > MAX_COORDINATE).any(axis=1),
+        f"more than {MAX_COORDINATE:g} m from the origin, where float32 is too coarse",
+    )
     refuse((points[:, 2:4] <= 0.0).any(axis=1), "both widths must be positive")
     refuse(points[:, 4] < 0.0, "the run-off must not be negative")
     gaps = np.hypot(*(points[:, :2] - np.roll(points[:, :2], -1, axis=0)).T)
