@@ -116,11 +116,9 @@ class JsonlSink:
             superseded.sync()
             superseded.close()
             kept = [row for row in rows if row.get("epoch", epoch) <= epoch]
+            lines = "".join(json.dumps(encode_json(row)) + "\n" for row in kept)
+            write_atomically(self._path, lines.encode())
             with storage_errors(self._path):
-                write_atomically(
-                    self._path,
-                    "".join(json.dumps(encode_json(row)) + "\n" for row in kept).encode(),
-                )
                 os.close(self._file)
                 self._open()
         return len(late)
@@ -261,8 +259,7 @@ def write_record(
         check_same_config(record, config, may_differ)
         resume = {"time": _now(), "epoch": resumed_epoch, "argv": sys.orig_argv, "code": _code()}
         record["resumes"].append(resume)
-    with storage_errors(workdir / RECORD):
-        write_json(workdir / RECORD, record)
+    write_json(workdir / RECORD, record)
     return record
 
 
@@ -309,18 +306,19 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replaces a file as a whole: a kill leaves the old content or the new, never a mixture."""
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o644)
-            os.replace(file.name, path)
-        except OSError:
-            os.unlink(file.name)
-            raise
+    with storage_errors(path):
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            try:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                os.fchmod(file.fileno(), 0o644)
+                os.replace(file.name, path)
+            except OSError:
+                os.unlink(file.name)
+                raise
 
 
 def encode_json(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Work directories, metrics, records and the mirror to W&B, including what a kill leaves behind."""
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -201,10 +202,10 @@ class TestRecord:
         tracking.write_json(path, {"a": 1})
 
         def fail(*_):
-            raise OSError("killed")
+            raise OSError(errno.EIO, "Input/output error")
 
         monkeypatch.setattr(os, "replace", fail)
-        with pytest.raises(OSError, match="killed"):
+        with pytest.raises(UserError, match=r"cannot write .*record.json: Input/output error"):
             tracking.write_json(path, {"a": 2})
         assert json.loads(path.read_text()) == {"a": 1}
         assert list(tmp_path.iterdir()) == [path]
