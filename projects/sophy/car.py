@@ -10,10 +10,13 @@ first-order lag that stands for the suspension, the tyre of `tyre`, the engine o
     Iw_i w_i'      = T_drive_i - T_brake_i - R_i Fx_i(w_i) - c_i R_i Fz_i
 
 The wheels are stiff (thousands per second at walking pace), so each spin is updated implicitly:
-Fx is linearised in w alone, w+ = w + dt (T - R Fx) / (Iw + dt R dFx/dw). Brake and rolling
-resistance are friction impulses that can stop a wheel but not turn it back. The forces at w+ then
-move the body by a symplectic Euler step, in which the frame's own rotation is exact. 5 ms is a
-good step, 1 ms a reference.
+Fx is linearised in w alone, w+ = w + dt (T - R Fx) / (Iw + dt R dFx/dw), with dFx/dw >= 0 and a
+denominator just large enough that Fx alone never carries a wheel past free rolling. The body then
+feels the linearised Fx as well, held between its true values at w and w+: what the road gives to a
+wheel it takes from the body, so no step creates energy. Brake and rolling resistance are friction
+impulses that can stop a wheel but not turn it back. The body moves by a symplectic Euler step in
+which the frame's own rotation is exact, and the yaw inertia is raised where the tyres' yaw damping,
+at walking pace, would overshoot. 5 ms is a good step, 1 ms a reference.
 
 Wheels are ordered FL FR RL RR; x points forward, y left, yaw is anticlockwise. There is no reverse
 gear, no suspension travel and no road slope.
@@ -178,9 +181,8 @@ def step(car: Car, state: CarState, command: Command, ground: Ground, time_step:
     peak = tyres.peak(car.tyre, load, ground)
     tangent = -across * scale
     ratio = (radius * state.wheel_speed - along) * scale
-    force_x, _, slope = tyres.force(peak, ratio, tangent)
+    before = tyres.contact(peak, ratio, tangent)
 
-    # Wheel spin, implicit in the tyre, the engine's inertia, the differentials and the brake.
     share = drivetrains.wheel_share(car.drivetrain)
     gear, timer = drivetrains.select_gear(
         car.drivetrain,
@@ -191,28 +193,37 @@ def step(car: Car, state: CarState, command: Command, ground: Ground, time_step:
         time_step,
     )
     drive = drivetrains.drive(car.drivetrain, gear, timer, throttle, state.wheel_speed)
-    stiffness = jnp.maximum(slope, 0.0) * radius * radius * scale
-    mobility = 1.0 / (car.wheel_inertia + time_step * stiffness)
-    change = time_step * mobility * (share * drive.torque - radius * force_x)
-    carried = drive.inertia * jnp.sum(share * change)
-    carried = carried / (1.0 + drive.inertia * jnp.sum(share * share * mobility))
-    wheel_speed = state.wheel_speed + change - share * mobility * carried
-    wheel_speed = drivetrains.couple(car.drivetrain, drive, wheel_speed, mobility, time_step)
+    lever = time_step * radius * radius * scale
+    inertia = car.wheel_inertia + lever * jnp.maximum(before.slope_x, 0.0)
+    inertia = jnp.maximum(inertia, lever * before.secant_x)
     bias = jnp.where(FRONT > 0, car.brake_bias, 1.0 - car.brake_bias)
-    friction = 0.5 * brake * car.brake_torque * bias + ground.rolling * radius * load
-    friction = time_step * mobility * friction
-    wheel_speed = wheel_speed - jnp.clip(wheel_speed, -friction, friction)
+    wheel_speed = drivetrains.turn_wheels(
+        car.drivetrain,
+        drive,
+        state.wheel_speed,
+        mobility=1.0 / inertia,
+        torque=-radius * before.force_x,
+        friction=0.5 * brake * car.brake_torque * bias + ground.rolling * radius * load,
+        time_step=time_step,
+    )
 
     ratio = (radius * wheel_speed - along) * scale
-    force_x, force_y, _ = tyres.force(peak, ratio, tangent)
-    body_x = force_x * cosine - force_y * sine
-    body_y = force_x * sine + force_y * cosine
+    after = tyres.contact(peak, ratio, tangent)
+    extra = (inertia - car.wheel_inertia) * (wheel_speed - state.wheel_speed)
+    force_x = jnp.clip(
+        before.force_x + extra / (time_step * radius),
+        jnp.minimum(before.force_x, after.force_x),
+        jnp.maximum(before.force_x, after.force_x),
+    )
+    body_x = force_x * cosine - after.force_y * sine
+    body_y = force_x * sine + after.force_y * cosine
 
     air = 0.5 * AIR_DENSITY * car.drag_area * jnp.sqrt(forward * forward + left * left)
     acceleration_x = (jnp.sum(body_x) - air * forward) / car.mass
     acceleration_y = (jnp.sum(body_y) - air * left) / car.mass
     moment = jnp.sum(car.wheel_x * body_y - car.wheel_y * body_x)
-    yaw_rate = yaw_rate + time_step * moment / car.yaw_inertia
+    damping = jnp.sum(after.secant_y * scale * car.wheel_x * car.wheel_x)
+    yaw_rate += time_step * moment / jnp.maximum(car.yaw_inertia, time_step * damping)
     forward = forward + time_step * acceleration_x
     left = left + time_step * acceleration_y
     # The body frame turns under the velocity: a Cayley rotation keeps its length exactly.

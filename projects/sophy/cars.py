@@ -17,19 +17,18 @@ from projects.sophy.tyre import Tyre
 
 SOURCES = {
     "e": "estimate",
-    "B": "BMW Motorsport press data, Z4 GT3 (515 hp at 8300 rpm) and Z4 GTE (dimensions)",
-    "C": "Honda press data, Civic Type R 2017; weight distribution 62.5:37.5 after its engineers",
+    "B": "BMW Motorsport press data, Z4 GT3 with 95 kg of driver, dimensions of the Z4 GTE",
+    "C": "Honda press data, Civic Type R FK8 with 75 kg of driver, 62.5 % of the weight in front",
     "D": "computed from the car's tyre size, unloaded",
     "F": "FIA Formula E, data sheet of the first-generation car",
     "G": "Lot, minimum-time simulation of a GP2 car, as quoted in fastest-lap (MIT)",
-    "H": "Hyundai Motorsport, i20 Coupe WRC technical data",
+    "H": "Hyundai Motorsport technical data, i20 Coupe WRC with 160 kg of crew",
     "K": "CIK-FIA KZ2 class: 175 kg with driver, 34 kW",
     "L": "Lot and Dal Bianco 2016, racing go-kart; fastest-lap XML (MIT)",
-    "M": "Mazda press data, MX-5 ND 2.0, 75 kg of driver added to the kerb weight",
+    "M": "Mazda press data, MX-5 ND 2.0 with 75 kg of driver",
     "P": "Perantoni and Limebeer 2014, Formula One car; fastest-lap XML (MIT)",
-    "R": "Porsche press data, 911 GT3 (992) PDK, 75 kg of driver added to the kerb weight",
+    "R": "Porsche press data, 911 GT3 (992) PDK with 75 kg of driver",
     "T": "TUM laptime-simulation (LGPL-3.0), FE_Berlin.ini and F1_Shanghai.ini",
-    "W": "FIA World Rally Car regulations 2017",
 }
 
 MODELS = {
@@ -85,14 +84,14 @@ brake_torque   Nm    200L   5000e       7500e    8500e  9000e     8000e     6500
 brake_bias     -     0L     .62e        .68e     .58e   .52e      .60e      .50e      .60P    .58e
 idle           rpm   3000e  900e        900e     1500e  1000e     1500e     0T        4000e   4000e
 launch         rpm   9000e  4000e       3000e    5000e  6000e     4500e     0T        9000e   8500e
-rev_limit      rpm   14500e 6800e       7000C    8800e  9000R     8500W     19000T    12800e  13400e
+rev_limit      rpm   14500e 6800e       7000C    8800e  9000R     8500e     19000T    12800e  13400e
 drag_torque    Nm    4e     40e         50e      90e    80e       60e       30e       80e     80e
 engine_inertia kgm2  .003e  .15e        .20e     .12e   .12e      .12e      .012e     .04e    .03e
 efficiency     -     .95e   .90e        .90e     .93e   .89e      .86e      .96T      .96e    .96T
 shift_up       rpm   13000e 6500e       6500e    8300e  8700e     7500e     18000e    12000e  11800T
 shift_down     rpm   9800e  4200e       4200e    6200e  6200e     5200e     9500e     9300e   9300e
 shift_time     s     .05e   .20e        .25e     .06e   .05e      .06e      .05e      .03e    .03e
-front_share    -     0L     0M          1C       0B     0R        .5H       0F        0P      0T
+front_share    -     0L     0M          1C       0B     0R        .5e       0F        0P      0T
 lock_front     Nm    0L     0M          20e      0B     0R        60e       0F        0P      0T
 lock_rear      Nm    9999L  0e          0C       60e    60e       60e       50e       80e     80e
 lock_centre    Nm    0L     0M          0C       0B     0R        150e      0F        0P      0T
@@ -154,7 +153,7 @@ def describe(name: str) -> tuple[Entry, ...]:
     def entry(parameter: str, text: str, unit: str) -> Entry:
         return Entry(parameter, float(text[:-1]), unit, SOURCES[text[-1]])
 
-    header, *rows = (line.split() for line in _TABLE.strip().splitlines())
+    header, *rows = (str(line).split() for line in _TABLE.strip().splitlines())
     column = header.index(name)
     points = (point.split() for point in _TORQUE[name].split(","))
     return (

@@ -2,9 +2,9 @@
 
 The engine is a torque table times throttle, less its own drag. Layouts are numbers: `front_share`
 is 1 for front, 0 for rear and between for all-wheel drive. The engine's speed is the shares' mean
-of the wheel speeds, which makes the split conserve power. Every coupling is solved implicitly:
-the engine's inertia is a rank-one addition to the wheels' inertia matrix (Sherman-Morrison), and a
-differential is a friction clutch whose impulse stops at equal speeds, so none can overshoot.
+of the wheel speeds, which makes the split conserve power. Every coupling is implicit: the engine's
+inertia is part of the wheels' inertia matrix, and a differential or a brake is a friction clutch
+whose impulse ends at equal speeds, so that neither overshoots however large it is.
 """
 
 from typing import NamedTuple
@@ -17,6 +17,9 @@ from jax import Array
 NUM_POINTS = 12  # torque table, evenly spaced from idle to the rev limit
 MAX_GEARS = 8
 LIMITER_BAND = 50.0  # the torque fades out over this range above the rev limit [rad/s]
+
+# How the two sides of the front, the rear and the centre differential are geared to the wheels.
+COUPLED = np.array([[1, -1, 0, 0], [0, 0, 1, -1], [0.5, 0.5, -0.5, -0.5]], np.float32)
 
 
 @struct.dataclass
@@ -119,25 +122,41 @@ def drive(
     )
 
 
-def couple(
-    drivetrain: Drivetrain, drive: Drive, wheel_speed: Array, mobility: Array, time_step: float
+def turn_wheels(
+    drivetrain: Drivetrain,
+    drive: Drive,
+    wheel_speed: Array,
+    mobility: Array,
+    torque: Array,
+    friction: Array,
+    time_step: float,
 ) -> Array:
-    """Wheel speeds [4] after the centre and axle differentials' impulses.
+    """Wheel speeds [4] after one step of all torques.
 
-    `mobility` [4] is each wheel's speed gain for a unit impulse [1/(kg m^2)]. Each coupling takes
-    from the faster side what it gives to the slower one.
+    `mobility` [4] is each wheel's speed gain for a unit impulse [1/(kg m^2)], `torque` [4] acts
+    besides the drive [N m], `friction` [4] bounds the torque that brakes a wheel [N m]. Engine and
+    wheels are one system of inertia matrix diag(1 / mobility) + I s s^T, s the shares, whose
+    inverse is closed form (Sherman and Morrison 1950). The differentials, one after the other, take
+    from the faster side what they give to the slower one; the brakes come last and stop a wheel at
+    most.
     """
+    share = drive.share
+    weighted = mobility * share
+    carried = drive.inertia / (1.0 + drive.inertia * jnp.sum(share * weighted))
+
+    def gain(impulse: Array) -> Array:
+        return mobility * impulse - weighted * (carried * jnp.sum(weighted * impulse))
+
+    wheel_speed = wheel_speed + gain(time_step * (share * drive.torque + torque))
+
     front = drivetrain.front_share
     through = jnp.abs(drive.torque) * jnp.stack([front, 1.0 - front, jnp.ones_like(front)])
-    bound = time_step * (drivetrain.lock_preload + drivetrain.lock_ramp * through)
+    bounds = time_step * (drivetrain.lock_preload + drivetrain.lock_ramp * through)
+    for bound, sides in zip(bounds[::-1], COUPLED[::-1], strict=True):
+        response = gain(jnp.asarray(sides))
+        impulse = jnp.sum(sides * wheel_speed) / jnp.sum(sides * response)
+        wheel_speed = wheel_speed - response * jnp.clip(impulse, -bound, bound)
 
-    half = np.array([0.5, 0.5, -0.5, -0.5], np.float32)
-    impulse = jnp.sum(half * wheel_speed) / jnp.sum(0.25 * mobility)
-    wheel_speed = wheel_speed - half * mobility * jnp.clip(impulse, -bound[2], bound[2])
-
-    left, right = wheel_speed[0::2], wheel_speed[1::2]
-    impulse = (left - right) / (mobility[0::2] + mobility[1::2])
-    impulse = jnp.clip(impulse, -bound[:2], bound[:2])
-    left = left - impulse * mobility[0::2]
-    right = right + impulse * mobility[1::2]
-    return jnp.stack([left, right], axis=-1).reshape(4)
+    bound = time_step * friction
+    braked = wheel_speed - gain(jnp.clip(wheel_speed / mobility, -bound, bound))
+    return jnp.where(braked * wheel_speed > 0.0, braked, 0.0)

@@ -19,6 +19,8 @@ The sine is a short polynomial (error below 1e-7): the library's must accept any
 third of the time of a whole step of the car.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +70,16 @@ class Peak:
     stretch: Array  # S = tan(pi / (2 Q)) [-]
 
 
+class Contact(NamedTuple):
+    """Tyre forces and what an implicit integrator needs; every field [4]."""
+
+    force_x: Array  # [N]
+    force_y: Array  # [N]
+    slope_x: Array  # dFx / dkappa, negative behind the peak [N]
+    secant_x: Array  # Fx / kappa, never negative [N]
+    secant_y: Array  # Fy / tan alpha, never negative [N]
+
+
 def dry_asphalt() -> Ground:
     """The reference ground: every factor one, rolling resistance of a car tyre on asphalt."""
     one = jnp.ones(4, jnp.float32)
@@ -105,11 +117,8 @@ def _sine(angle: Array) -> Array:
     return value * folded
 
 
-def force(peak: Peak, ratio: Array, tangent: Array) -> tuple[Array, Array, Array]:
-    """Tyre forces [4] in N and the slope dFx/dkappa [4] in N.
-
-    `ratio` is kappa, `tangent` is tan alpha, positive for a push to the left.
-    """
+def contact(peak: Peak, ratio: Array, tangent: Array) -> Contact:
+    """Forces at the slip ratios kappa [4] and slip angles tan alpha [4], positive pushes left."""
     x = ratio / peak.ratio
     y = tangent / peak.angle
     x_squared = x * x
@@ -123,5 +132,13 @@ def force(peak: Peak, ratio: Array, tangent: Array) -> tuple[Array, Array, Array
     steepness = cosine * peak.shape * peak.stretch / (1.0 + stretched * stretched)
     gain = value * rho_inverse
     part = x_squared * rho_inverse * rho_inverse
-    slope = peak.force_x / peak.ratio * (gain + (steepness - gain) * part)
-    return peak.force_x * gain * x, peak.force_y * gain * y, slope
+    stiffness = peak.force_x / peak.ratio
+    secant_x = stiffness * gain
+    secant_y = peak.force_y / peak.angle * gain
+    return Contact(
+        force_x=secant_x * ratio,
+        force_y=secant_y * tangent,
+        slope_x=stiffness * (gain + (steepness - gain) * part),
+        secant_x=secant_x,
+        secant_y=secant_y,
+    )
