@@ -32,7 +32,7 @@ class Tables:
 class ReplayState:
     storage: Transition  # [R * N, ...]
     num_rows: jax.Array  # [] int32, rows ever added
-    tables: Tables
+    tables: Tables | None  # None without tables
 
 
 def fold_n_step(
@@ -114,7 +114,11 @@ def make_replay(
             present=jnp.zeros(num_tables, jnp.int32),
             per_row=jnp.zeros((num_stored_rows, num_tables), jnp.int32),
         )
-        return ReplayState(storage=storage, num_rows=jnp.zeros((), jnp.int32), tables=tables)
+        return ReplayState(
+            storage=storage,
+            num_rows=jnp.zeros((), jnp.int32),
+            tables=tables if num_tables else None,
+        )
 
     def add_to_tables(tables: Tables, row: jax.Array, mask: jax.Array) -> Tables:
         counts = jnp.sum(mask, axis=0, dtype=jnp.int32)
@@ -144,7 +148,7 @@ def make_replay(
             transition,
         )
         tables = state.tables
-        if num_tables:
+        if tables is not None:
             chex.assert_shape(table_mask, (num_envs, num_tables))
             tables = add_to_tables(tables, state.num_rows, table_mask)
         return ReplayState(storage=storage, num_rows=state.num_rows + 1, tables=tables)

@@ -1,0 +1,365 @@
+"""Runs an experiment: the only impure loop.
+
+Between compiled epochs the host writes metrics, evaluates, saves, and looks for signals. The work
+directory is the identity of a run: the same command starts it, or resumes it where it was left.
+
+    workdir/record.json      command, configuration, versions, device, resumes
+    workdir/metrics.jsonl    one row per epoch; the source of truth
+    workdir/checkpoints/     the whole state, for an exact resume
+    workdir/policy/          the best policy so far, as a bundle
+"""
+
+import contextlib
+import dataclasses
+import math
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from core_rl.checkpoint import Checkpointer
+from core_rl.errors import UserError
+from core_rl.policy import save_policy
+from core_rl.tracking import (
+    JsonlSink,
+    WandbConfig,
+    WandbSink,
+    open_workdir,
+    read_metrics,
+    write_record,
+)
+from core_rl.types import Agent, Metrics, Obs, Trainer
+
+# Flags that a resume may change: they alter how long or how closely watched a run is.
+MAY_DIFFER = ("run", "train.num_epochs", "workdir")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """How a run is kept, watched and ended; nothing here changes what is learnt in an epoch."""
+
+    minutes: float = 0.0  # training stops in order so long after it began or resumed; 0: no limit
+    evaluate_every: int = 10  # epochs between evaluations
+    checkpoint_every: int = 20  # epochs between checkpoints
+    wandb: WandbConfig = WandbConfig()
+
+    def __post_init__(self):
+        if not self.minutes >= 0:
+            raise ValueError(f"minutes must not be negative, got {self.minutes}")
+        for name in ("evaluate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+class Experiment(NamedTuple):
+    """What `run` needs to know of an experiment."""
+
+    name: str
+    command: str  # what one types before the flags
+    config: Any  # the whole configuration, for the record
+    run: RunConfig
+    seed: int
+    num_seeds: int
+    num_epochs: int
+    env_steps_per_epoch: int
+    updates_per_epoch: int
+    agent: Agent
+    trainer: Trainer
+    example_obs: Obs
+    policy_obs: tuple[str, ...]  # the entries of `example_obs` that the policy reads
+    network_config: dict[str, Any]  # of the agent, for the policy bundle
+    evaluate: Callable[[Any], Metrics]  # (AgentState) -> scalars, traced and vmapped over seeds
+    score: str  # the metric of `evaluate` whose largest value chooses the policy that is kept
+    describe: Callable[[dict[str, float]], str]  # an evaluation in a few words, for the terminal
+    bundle_extra: dict[str, Any]  # what a policy must know of its environment
+
+
+class Outcome(NamedTuple):
+    workdir: Path
+    reason: str  # "finished", "time is up" or the signal's name
+    exit_code: int
+    epochs: int
+    train_seconds: float  # over all resumes, compilation and evaluation included
+    rows: list[dict[str, Any]]  # of metrics.jsonl
+    continue_command: str
+
+
+class _Signals:
+    """The first SIGINT or SIGTERM asks to stop after the epoch, the second exits at once."""
+
+    def __init__(self):
+        self.received: signal.Signals | None = None
+
+    def __enter__(self):
+        self._before = {
+            number: signal.signal(number, self._on_signal)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, _):
+        if self.received is not None:
+            sys.stderr.write("\nexits at once; the last checkpoint is kept\n")
+            sys.stderr.flush()
+            raise SystemExit(128 + number)
+        self.received = signal.Signals(number)
+        sys.stderr.write(f"\n{self.received.name}: finishing this epoch, then saving\n")
+        sys.stderr.flush()
+
+
+class _Progress:
+    """One live line on a terminal, or a plain line at each evaluation elsewhere."""
+
+    def __init__(self, num_epochs: int):
+        self._console = Console(stderr=True, highlight=False)
+        self._num_epochs = num_epochs
+        self._status = self._console.status("compiling", spinner="dots")
+
+    def __enter__(self):
+        if self._console.is_terminal:
+            self._status.start()
+        return self
+
+    def __exit__(self, *_):
+        self._status.stop()
+
+    def say(self, text: str):
+        self._console.print(text, soft_wrap=True)
+
+    def update(self, text: str):
+        self._status.update(text)
+
+    def epoch(self, row: dict[str, Any], evaluation: str, seconds_left: float, *, evaluated: bool):
+        text = (
+            f"epoch {row['epoch']}/{self._num_epochs}  {row['env_steps']:,} env steps  "
+            f"{row['time/updates_per_second']:.0f} updates/s  {evaluation}  "
+            f"ETA {int(seconds_left // 60)}:{int(seconds_left % 60):02d}"
+        )
+        if self._console.is_terminal:
+            self._status.update(text)
+        elif evaluated:
+            self.say(text)
+
+
+def run(experiment: Experiment, workdir: str | Path) -> Outcome:
+    """Starts or resumes `experiment` in `workdir` and returns when it ended in order.
+
+    Raises UserError (unwritable or locked directory, another configuration, a full disk, a loss
+    that is not finite); what was recorded before stays.
+    """
+    with open_workdir(workdir) as directory, _Signals() as signals:
+        with _Progress(experiment.num_epochs) as progress:
+            return _train(experiment, Path(directory), signals, progress)
+
+
+def _train(
+    experiment: Experiment, workdir: Path, signals: _Signals, progress: _Progress
+) -> Outcome:
+    with contextlib.ExitStack() as stack:
+        checkpointer = Checkpointer(workdir / "checkpoints")
+        stack.callback(checkpointer.close)
+        resumed = checkpointer.latest()
+        write_record(
+            workdir,
+            experiment.config,
+            seeds=list(_seeds(experiment)),
+            resumed_epoch=resumed,
+            may_differ=MAY_DIFFER,
+        )
+        sink = JsonlSink(workdir / "metrics.jsonl")
+        stack.callback(sink.close)
+        sink.supersede_after(resumed or 0)
+        mirror = WandbSink(
+            experiment.run.wandb,
+            workdir,
+            f"{experiment.name}-s{experiment.seed}",
+            experiment.config,
+        )
+        stack.callback(mirror.close, exit_code=1)  # does nothing after the ordinary close
+        outcome = _loop(experiment, workdir, signals, progress, checkpointer, sink, mirror)
+        mirror.close(exit_code=min(outcome.exit_code, 1))
+        return outcome
+
+
+def _loop(
+    experiment: Experiment,
+    workdir: Path,
+    signals: _Signals,
+    progress: _Progress,
+    checkpointer: Checkpointer,
+    sink: JsonlSink,
+    mirror: WandbSink,
+) -> Outcome:
+    options, num_seeds = experiment.run, experiment.num_seeds
+    resumed = checkpointer.latest()
+    rows = read_metrics(workdir / "metrics.jsonl")
+    over_seeds = jax.vmap if num_seeds > 1 else lambda function: function
+    epoch_fn = jax.jit(over_seeds(experiment.trainer.epoch), donate_argnums=0)
+    evaluate_fn = jax.jit(over_seeds(experiment.evaluate))
+
+    seeds = [jax.random.key(seed) for seed in _seeds(experiment)]
+    keys = jax.numpy.stack(seeds) if num_seeds > 1 else seeds[0]
+    init_fn = jax.jit(over_seeds(experiment.trainer.init))
+    if resumed is None:
+        progress.update("compiling, then filling the replay with random actions")
+        state = init_fn(keys)
+    else:
+        progress.say(f"resuming {workdir} after epoch {resumed}")
+        state = checkpointer.restore(resumed, jax.eval_shape(init_fn, keys))
+
+    epoch = resumed or 0
+    seconds_before = rows[-1]["time/train_seconds"] if rows else 0.0
+    began_at = time.monotonic()
+    best = max((_best_seed(row, experiment.score)[1] for row in rows), default=-math.inf)
+    evaluations = [row for row in rows if f"eval/{experiment.score}" in row]
+    said = _describe(experiment, evaluations[-1]) if evaluations else "no evaluation yet"
+    reason, limit = "finished", options.minutes * 60.0 or math.inf
+    first_epoch = epoch + 1
+    progress.update("compiling")
+    while epoch < experiment.num_epochs and reason == "finished":
+        began = time.monotonic()
+        state, metrics = epoch_fn(state)
+        metrics = {name: np.asarray(value) for name, value in jax.device_get(metrics).items()}
+        seconds = time.monotonic() - began
+        epoch += 1
+        row: dict[str, Any] = {
+            "epoch": epoch,
+            "env_steps": epoch * experiment.env_steps_per_epoch,
+            "updates": epoch * experiment.updates_per_epoch,
+            "time/unix": time.time(),
+            "time/updates_per_second": experiment.updates_per_epoch / seconds,
+            "time/env_steps_per_second": experiment.env_steps_per_epoch / seconds,
+            **_plain(metrics),
+        }
+        broken = _not_finite(metrics)
+        elapsed = time.monotonic() - began_at
+        if broken:
+            reason = "not finite"
+        elif signals.received is not None:
+            reason = signals.received.name
+        elif elapsed >= limit and epoch < experiment.num_epochs:
+            reason = "time is up"
+        last = epoch == experiment.num_epochs or reason != "finished"
+        due = last or epoch == first_epoch or epoch % options.evaluate_every == 0
+        if due and not broken:
+            results = jax.device_get(evaluate_fn(state.agent))
+            row.update(_plain({f"eval/{name}": np.asarray(v) for name, v in results.items()}))
+            said = _describe(experiment, row)
+            seed_index, score = _best_seed(row, experiment.score)
+            if score > best:
+                best = score
+                _save_bundle(experiment, workdir, state.agent, seed_index, row)
+        elapsed = time.monotonic() - began_at
+        row["time/train_seconds"] = seconds_before + elapsed
+        sink.write(row)
+        mirror.write(row)
+        rows.append(row)
+        if broken:
+            kept = checkpointer.latest()
+            kept = (
+                "no checkpoint yet" if kept is None else f"the checkpoint of epoch {kept} is kept"
+            )
+            raise UserError(f"not finite in epoch {epoch}: {', '.join(broken)}; {kept}")
+        if last or epoch % options.checkpoint_every == 0:
+            sink.sync()
+            checkpointer.save(epoch, state)
+        left = elapsed / (epoch - first_epoch + 1) * (experiment.num_epochs - epoch)
+        progress.epoch(row, said, min(left, max(limit - elapsed, 0.0)), evaluated=due)
+
+    progress.update("saving")
+    checkpointer.wait()
+    return Outcome(
+        workdir=workdir,
+        reason=reason,
+        exit_code=128 + signals.received if signals.received is not None else 0,
+        epochs=epoch,
+        train_seconds=rows[-1]["time/train_seconds"] if rows else 0.0,
+        rows=rows,
+        continue_command=_continue_command(experiment, reason),
+    )
+
+
+def report_end(outcome: Outcome, report: Path | None = None) -> None:
+    """Says on stdout how the run ended, where its results are and how it goes on."""
+    print(f"{outcome.reason} after {outcome.epochs} epochs, {outcome.train_seconds:.0f} s")
+    print(f"report: {report}" if report else f"metrics: {outcome.workdir / 'metrics.jsonl'}")
+    print(f"to continue: {outcome.continue_command}")
+
+
+def _continue_command(experiment: Experiment, reason: str) -> str:
+    """The same command; a run that is complete goes on only with more epochs."""
+    arguments = sys.argv[1:]
+    if reason == "finished":
+        name = "--train.num_epochs"
+        arguments = [text for text in arguments if not text.startswith(f"{name}=")]
+        arguments.append(f"{name}={2 * experiment.num_epochs}")
+    return " ".join([experiment.command, shlex.join(arguments)]).strip()
+
+
+def _seeds(experiment: Experiment) -> range:
+    return range(experiment.seed, experiment.seed + experiment.num_seeds)
+
+
+def _plain(metrics: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Numbers, or one list per metric when there are several seeds."""
+    return {name: value.tolist() for name, value in metrics.items()}
+
+
+def _best_seed(row: dict[str, Any], score: str) -> tuple[int, float]:
+    """The seed's index and value of the best score in a row; -inf where none was evaluated."""
+    values = np.atleast_1d(np.asarray(row.get(f"eval/{score}", -math.inf), np.float64))
+    values = np.where(np.isnan(values), -math.inf, values)
+    return int(np.argmax(values)), float(np.max(values))
+
+
+def _describe(experiment: Experiment, row: dict[str, Any]) -> str:
+    index, _ = _best_seed(row, experiment.score)
+    evaluation = {
+        name.removeprefix("eval/"): float(np.atleast_1d(value)[index])
+        for name, value in row.items()
+        if name.startswith("eval/")
+    }
+    return experiment.describe(evaluation)
+
+
+def _not_finite(metrics: dict[str, np.ndarray]) -> list[str]:
+    """The losses that are not finite, as `name=value`."""
+    return [
+        f"{name}={value.tolist()}"
+        for name, value in metrics.items()
+        if name.startswith("train/") and not np.all(np.isfinite(value))
+    ]
+
+
+def _save_bundle(
+    experiment: Experiment, workdir: Path, agent_state: Any, seed_index: int, row: dict[str, Any]
+):
+    if experiment.num_seeds > 1:
+        agent_state = jax.tree.map(lambda leaf: leaf[seed_index], agent_state)
+    agent = experiment.agent
+
+    def apply(params: Any, obs: Obs) -> jax.Array:
+        return agent.greedy(params, agent.carry(1), obs)[0]
+
+    # Only what the policy reads: an actor's bundle does not ask for the critics' observations.
+    read = {name: experiment.example_obs[name] for name in experiment.policy_obs}
+    save_policy(
+        workdir / "policy",
+        apply=apply,
+        params=agent.deploy(agent_state),
+        example_obs=read,
+        record={name: row[name] for name in ("epoch", "env_steps", "updates")},
+        network_config=experiment.network_config,
+        extra=experiment.bundle_extra,
+    )

@@ -1,0 +1,1 @@
+"""One file per experiment: a preset, a docstring with command, cost and result, and a main."""

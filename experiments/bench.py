@@ -1,0 +1,287 @@
+"""Measures what users wait for, side by side in one process, and prints a table.
+
+    ./run bench
+    ./run bench --json=bench.json
+
+Learning: QR-SAC's training loop and brax's own SAC (`brax.training.agents.sac`, unmodified) take
+turns on the same environment, which costs nothing, with the same sizes: hidden layers 256 x 256,
+batch 256, 64 environments, 8 updates per step; ours with 32 quantiles, brax's with scalar critics.
+Simulation: control steps (20 sub-steps of 5 ms) of the time trial. Start: processes of their own,
+without and with compilation cache. The median of the rounds is shown, with the range.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from brax.training.agents.sac import train as brax_sac
+
+from core_rl import flags
+from core_rl.env import Env, State
+from core_rl.qr_sac import QRSACConfig, make_qr_sac
+from core_rl.train import TrainConfig, make_trainer
+from experiments.sophy_time_trial import CONFIG
+from projects.sophy.time_trial import TimeTrial
+
+OBS_SIZE, ACTION_SIZE = 128, 2
+NUM_ENVS, UPDATES_PER_STEP, BATCH_SIZE, HIDDEN = 64, 8, 256, (256, 256)
+CAPACITY = 65_536
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    rounds: int = 3  # turns that each of the compared programs takes
+    updates: int = 2048  # updates per turn
+    cars: tuple[int, ...] = (1, 64, 1024)  # cars simulated side by side
+    start: bool = True  # measure start-up time and memory in processes of their own
+    json: str = ""  # file for the results, machine-readable
+
+    def __post_init__(self):
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be at least 1, got {self.rounds}")
+        if self.updates < UPDATES_PER_STEP:
+            raise ValueError(f"updates must be at least {UPDATES_PER_STEP}, got {self.updates}")
+        if not self.cars or min(self.cars) < 1:
+            raise ValueError(f"cars must be positive numbers, got {self.cars}")
+
+
+class FreeEnv(Env):
+    """An environment that costs nothing: what is left is learning."""
+
+    def reset(self, rng: jax.Array) -> State:
+        obs = jax.random.normal(rng, (OBS_SIZE,))
+        return State(None, obs, jnp.zeros(()), jnp.zeros(()))
+
+    def step(self, state: State, action: jax.Array) -> State:
+        obs = 0.99 * jnp.roll(state.obs, 1) + 0.01 * jnp.sum(action)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        return state.replace(obs=obs, reward=-jnp.mean(obs**2))  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def observation_size(self) -> int:
+        return OBS_SIZE
+
+    @property
+    def action_size(self) -> int:
+        return ACTION_SIZE
+
+    @property
+    def backend(self) -> str:
+        return "none"
+
+
+def timed(function: Callable[[], Any]) -> float:
+    began = time.monotonic()
+    jax.block_until_ready(function())
+    return time.monotonic() - began
+
+
+def core_updates(num_quantiles: int, num_updates: int) -> Callable[[], float]:
+    """A function that trains for a turn and returns updates per second."""
+    env = FreeEnv()
+    config = QRSACConfig(
+        hidden=HIDDEN, batch_size=BATCH_SIZE, num_quantiles=num_quantiles, n_step=1
+    )
+    agent = make_qr_sac(config, ACTION_SIZE)
+    train = TrainConfig(
+        num_envs=NUM_ENVS,
+        steps_per_epoch=num_updates // UPDATES_PER_STEP,
+        updates_per_step=UPDATES_PER_STEP,
+        warmup_steps=16,
+        replay_capacity=CAPACITY,
+    )
+    trainer = make_trainer(
+        env,
+        agent,
+        train,
+        episode_length=1000,
+        batch_size=BATCH_SIZE,
+        n_step=1,
+        discount=lambda state: state.hypers.discount,
+    )
+    epoch = jax.jit(trainer.epoch, donate_argnums=0)
+    state, _ = epoch(jax.jit(trainer.init)(jax.random.key(0)))
+
+    def turn() -> float:
+        nonlocal state
+        began = time.monotonic()
+        state, _ = jax.block_until_ready(epoch(state))
+        return train.updates_per_epoch / (time.monotonic() - began)
+
+    return turn
+
+
+def brax_updates(num_updates: int) -> list[float]:
+    """brax's `train` for a warm-up epoch and two more: their updates per second."""
+    speeds = []
+    brax_sac.train(
+        environment=FreeEnv(),
+        num_timesteps=3 * num_updates // UPDATES_PER_STEP * NUM_ENVS,
+        episode_length=1000,
+        num_envs=NUM_ENVS,
+        num_eval_envs=1,
+        num_evals=4,
+        learning_rate=3e-4,
+        discounting=0.99,
+        batch_size=BATCH_SIZE,
+        normalize_observations=True,
+        min_replay_size=1024,
+        max_replay_size=CAPACITY,
+        grad_updates_per_step=UPDATES_PER_STEP,
+        max_devices_per_host=1,
+        progress_fn=lambda _, metrics: speeds.append(metrics.get("training/sps")),
+    )
+    # The first evaluation precedes training and the first epoch compiles.
+    return [sps / NUM_ENVS * UPDATES_PER_STEP for sps in speeds[2:]]
+
+
+def car_steps(env: TimeTrial, num_cars: int, num_rounds: int) -> list[float]:
+    """Control steps per second with random actions."""
+    num_steps = max(20, 4096 // num_cars)
+
+    @jax.jit
+    def drive(state: State, key: jax.Array) -> State:
+        def step(state: State, key: jax.Array):
+            action = jax.random.uniform(key, (num_cars, 2), minval=-1.0)
+            return jax.vmap(env.step)(state, action), None
+
+        return jax.lax.scan(step, state, jax.random.split(key, num_steps))[0]
+
+    state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), num_cars))
+    keys = jax.random.split(jax.random.key(1), num_rounds + 1)
+    timed(lambda: drive(state, keys[0]))
+    return [num_steps * num_cars / timed(lambda key=key: drive(state, key)) for key in keys[1:]]
+
+
+def start_up(cache: str, workdir: str) -> tuple[float, float]:
+    """Seconds from the process's start to the end of the default run's first update, and the
+    run's peak memory [MB]; the epoch is cut to one step, everything else is as by default."""
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.sophy_time_trial",
+        f"--workdir={workdir}",
+        "--train.num_epochs=1",
+        "--train.steps_per_epoch=1",
+        "--run.wandb.mode=disabled",
+    ]
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
+    # The parent's record of its children's memory is a maximum over all of them, so each is asked.
+    code = (
+        "import resource,subprocess,sys;"
+        "subprocess.run(sys.argv[1:],check=True,stdout=subprocess.DEVNULL,stderr=subprocess.DEVNULL);"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    began = time.time()
+    result = subprocess.run(
+        [sys.executable, "-c", code, *command],
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    rows = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    row = json.loads(rows[0])
+    return row["time/unix"] - began, int(result.stdout) / 1024
+
+
+def median_and_range(values: list[float]) -> dict[str, float]:
+    return {
+        "median": float(np.median(values)),
+        "min": float(np.min(values)),
+        "max": float(np.max(values)),
+    }
+
+
+def measure(config: Bench) -> dict[str, Any]:
+    say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
+    results: dict[str, Any] = {
+        "device": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "jax": jax.__version__,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+    if config.start:
+        say("start-up, with and without compilation cache")
+        with tempfile.TemporaryDirectory() as directory:
+            cold = start_up(f"{directory}/cache", f"{directory}/cold")
+            warm = start_up(f"{directory}/cache", f"{directory}/warm")
+        results["first_update_seconds"] = {"cold": cold[0], "warm": warm[0]}
+        results["peak_memory_mb"] = max(cold[1], warm[1])
+
+    say("updates per second: QR-SAC, scalar SAC and brax's SAC in turn")
+    programs = {
+        "qr_sac": core_updates(32, config.updates),
+        "sac": core_updates(1, config.updates),
+    }
+    speeds: dict[str, list[float]] = {"qr_sac": [], "sac": [], "brax_sac": []}
+    for _ in range(config.rounds):
+        for name, turn in programs.items():
+            speeds[name] += [turn(), turn()]
+        speeds["brax_sac"] += brax_updates(config.updates)
+    results["updates_per_second"] = {name: median_and_range(v) for name, v in speeds.items()}
+    results["qr_sac_over_brax_sac"] = float(
+        np.median(speeds["qr_sac"]) / np.median(speeds["brax_sac"])
+    )
+
+    say("control steps per second of the time trial")
+    env = TimeTrial(CONFIG.env)
+    results["control_steps_per_second"] = {
+        str(cars): median_and_range(car_steps(env, cars, config.rounds)) for cars in config.cars
+    }
+    results["bench_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return results
+
+
+def table(results: dict[str, Any]) -> str:
+    rows = [("figure", "median", "range")]
+
+    def row(label: str, value: dict[str, float], digits: int = 0):
+        low, high = (f"{value[name]:,.{digits}f}" for name in ("min", "max"))
+        rows.append((label, f"{value['median']:,.{digits}f}", f"{low} - {high}"))
+
+    names = {
+        "qr_sac": "QR-SAC, 32 quantiles: updates/s",
+        "sac": "our scalar SAC: updates/s",
+        "brax_sac": "brax's SAC: updates/s",
+    }
+    for name, label in names.items():
+        row(label, results["updates_per_second"][name])
+    rows.append(("QR-SAC over brax's SAC", f"{results['qr_sac_over_brax_sac']:.2f}", ""))
+    for cars, value in results["control_steps_per_second"].items():
+        row(f"time trial, {cars} cars: control steps/s", value)
+    if "first_update_seconds" in results:
+        start = results["first_update_seconds"]
+        rows.append(("start to first update, cold cache [s]", f"{start['cold']:.1f}", ""))
+        rows.append(("start to first update, warm cache [s]", f"{start['warm']:.1f}", ""))
+        rows.append(("peak memory of the default run [MB]", f"{results['peak_memory_mb']:.0f}", ""))
+    rows.insert(1, ("---", "---", "---"))
+    return "\n".join(f"| {a} | {b} | {c} |" for a, b, c in rows)
+
+
+def main(config: Bench) -> int:
+    if config.json:
+        path = Path(config.json).absolute()
+        path.touch()  # an unwritable place is known before the minutes are spent
+    results = measure(config)
+    print(f"{results['device']}, {results['cores']} cores, jax {results['jax']}, {results['date']}")
+    print(table(results))
+    if config.json:
+        Path(config.json).write_text(json.dumps(results, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    flags.main(main, Bench())

@@ -1,0 +1,118 @@
+"""Drives flying laps with a trained policy and prints what came of it.
+
+    ./run python -m experiments.sophy_evaluate --policy=DIR --circuit=NAME --laps=10 --json
+
+Without `--circuit` and `--car` the policy drives what it was trained on.
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from core_rl import flags
+from core_rl.errors import UsageError
+from core_rl.policy import Policy, load_policy
+from projects.sophy.drive import show_time
+from projects.sophy.laps import Laps, drive_laps
+from projects.sophy.time_trial import TimeTrial, TimeTrialConfig
+
+START_SEED = 8_000_000  # the start of the drive; training and selection never see it
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    policy: str = ""  # directory of a policy bundle, such as WORKDIR/policy
+    circuit: str = ""  # built-in name, generated:SEED or a path; empty: as trained
+    car: str = ""  # a car of the catalogue; empty: as trained
+    laps: int = 10  # flying laps in a row
+    seed: int = 0  # chooses the place and speed of the start
+    json: bool = False  # print one JSON object
+
+    def __post_init__(self):
+        if self.laps < 1:
+            raise ValueError(f"laps must be at least 1, got {self.laps}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+
+
+class Evaluation(NamedTuple):
+    env: TimeTrial
+    laps: Laps
+    steps_per_second: float  # control steps, compilation included
+
+
+def env_config_of(policy: Policy, circuit: str = "", car: str = "") -> TimeTrialConfig:
+    """What the policy was trained on, with another circuit or car where named.
+
+    Raises UsageError for a policy that does not drive cars.
+    """
+    extra = policy.manifest["extra"]
+    if extra.get("project") != "sophy":
+        raise UsageError("this policy was not trained by projects/sophy: it cannot drive a car")
+    config = flags.from_dict(TimeTrialConfig, extra["env"])
+    changes = {name: value for name, value in (("circuit", circuit), ("car", car)) if value}
+    return dataclasses.replace(config, **changes)
+
+
+def evaluate(policy: Policy, env: TimeTrial, num_laps: int, seed: int) -> Evaluation:
+    began = time.monotonic()
+    key = jax.random.key(START_SEED + seed)
+    laps = drive_laps(env, policy.apply, policy.params, num_laps, key)
+    return Evaluation(env, laps, len(laps.drive.time) / (time.monotonic() - began))
+
+
+def summary(evaluation: Evaluation, num_laps: int) -> dict[str, Any]:
+    """What `--json` prints; times in seconds, null where no lap was completed."""
+    env, laps = evaluation.env, evaluation.laps
+    done = laps.lap_times
+    return {
+        "circuit": env.config.circuit,
+        "car": env.config.car,
+        "laps_asked": num_laps,
+        "laps_completed": len(done),
+        "lap_times": [round(value, 4) for value in done],
+        "mean_lap_time": float(np.mean(done)) if done else None,
+        "best_lap_time": min(done) if done else None,
+        "reference_lap_time": laps.reference_time,
+        "ratio_to_reference": laps.ratio if done else None,
+        "off_course_steps": laps.off_course_steps,
+        "wall_contact_steps": laps.wall_contact_steps,
+        "steps_per_second": round(evaluation.steps_per_second),
+    }
+
+
+def main(config: Evaluate) -> int:
+    if not config.policy:
+        raise UsageError("--policy=DIR is missing: name the directory of a policy bundle")
+    policy = load_policy(Path(config.policy))
+    env = TimeTrial(env_config_of(policy, config.circuit, config.car))
+    result = summary(evaluate(policy, env, config.laps, config.seed), config.laps)
+    if config.json:
+        print(json.dumps(result))
+        return 0
+    for number, lap_time in enumerate(result["lap_times"], start=1):
+        print(f"lap {number:2d}  {show_time(lap_time)}")
+    print(
+        f"{result['laps_completed']} of {config.laps} laps on {result['circuit']}, "
+        f"{result['off_course_steps']} steps off course, "
+        f"{result['wall_contact_steps']} in contact with a wall"
+    )
+    if result["lap_times"]:
+        mean, best, reference = (
+            show_time(result[name])
+            for name in ("mean_lap_time", "best_lap_time", "reference_lap_time")
+        )
+        print(
+            f"mean {mean}, best {best}, "
+            f"{result['ratio_to_reference']:.4f} of the reference {reference}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    flags.main(main, Evaluate())

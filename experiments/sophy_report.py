@@ -1,0 +1,119 @@
+"""The report of a time trial: the best policy's flying laps, pictures, replay, curves, numbers."""
+
+from pathlib import Path
+
+import numpy as np
+
+from core_rl.launch import Outcome
+from core_rl.policy import load_policy
+from core_rl.report import CurveSpec, write_report
+from core_rl.tracking import read_record
+from experiments.sophy_evaluate import Evaluation, evaluate
+from projects.sophy.drive import show_time
+from projects.sophy.laps import outline_of, profile_of, shorten
+from projects.sophy.render import encode_png, telemetry, track_map
+from projects.sophy.replay import replay_html
+from projects.sophy.time_trial import TimeTrial
+
+REPORT_LAPS = 10
+REPLAY_LAPS = 2
+
+CURVES = [
+    CurveSpec("Lap time over the reference's", ("eval/ratio",), y_label="ratio"),
+    CurveSpec("Pace of all cars", ("eval/pace",), y_label="share of the reference's distance"),
+    CurveSpec("Off course", ("eval/off_course_steps",), y_label="steps per evaluated car"),
+    CurveSpec("Reward in training", ("rollout/reward",), y_label="per step"),
+    CurveSpec(
+        "Progress", ("rollout/reward/progress",), y_label="metres per step", section="Reward"
+    ),
+    CurveSpec(
+        "Penalties",
+        tuple(f"rollout/reward/{name}" for name in ("off_course_squared", "wall", "tyre_slip")),
+        y_label="per step, unweighted",
+        section="Reward",
+    ),
+    CurveSpec("Critic loss", ("train/critic_loss",), section="Losses", log=True),
+    CurveSpec("Values", ("train/value", "train/target"), y_label="return", section="Losses"),
+    CurveSpec("Entropy", ("train/entropy",), y_label="nats", section="Losses"),
+    CurveSpec("Temperature", ("train/alpha",), section="Losses", log=True),
+    CurveSpec("Speed", ("time/updates_per_second",), y_label="updates per second", section="Time"),
+]
+
+
+def drive_pictures(evaluation: Evaluation) -> dict[str, bytes]:
+    """PNG pictures by name: `map` and `telemetry`, of the best of the flying laps."""
+    env, laps = evaluation.env, evaluation.laps
+    outline, profile = outline_of(env.track), profile_of(env)
+    title = f"{env.config.car} on {env.config.circuit}"
+    return {
+        "map": encode_png(track_map(outline, laps.drive, profile, title)),
+        "telemetry": encode_png(telemetry(laps.drive, outline, profile)),
+    }
+
+
+def drive_replay(evaluation: Evaluation) -> str:
+    """The replay's page: the first flying laps."""
+    env, laps = evaluation.env, evaluation.laps
+    return replay_html(
+        outline_of(env.track),
+        {env.config.car: shorten(laps.drive, REPLAY_LAPS)},
+        profile_of(env),
+        f"{env.config.car} on {env.config.circuit}",
+    )
+
+
+def numbers_of(evaluation: Evaluation) -> list[tuple[str, str, str]]:
+    """Label, value and note of what the flying laps amount to."""
+    laps = evaluation.laps
+    done = laps.lap_times
+    return [
+        ("Best lap", show_time(min(done) if done else None), f"of {len(done)} flying laps"),
+        (
+            "Mean over the reference",
+            f"{laps.ratio:.4f}" if done else "–",
+            "the reference is an ideal quasi-steady-state driver of the centre line: "
+            + show_time(laps.reference_time),
+        ),
+        ("Steps off course", str(laps.off_course_steps), "of 0.1 s, three wheels or more outside"),
+        ("Steps in a wall", str(laps.wall_contact_steps), "of 0.1 s"),
+        ("Mean lap", show_time(float(np.mean(done)) if done else None), ""),
+        ("Spread of laps", f"{np.std(done) * 1000:.0f} ms" if done else "–", "standard deviation"),
+    ]
+
+
+def write_time_trial_report(outcome: Outcome, env: TimeTrial) -> Path:
+    """Drives ten flying laps with the best policy and writes the report; returns its path."""
+    workdir = outcome.workdir
+    policy = load_policy(workdir / "policy")
+    evaluation = evaluate(policy, env, REPORT_LAPS, seed=0)
+    pictures = drive_pictures(evaluation)
+    for name, content in pictures.items():
+        (workdir / f"{name}.png").write_bytes(content)
+    replay = drive_replay(evaluation)
+    (workdir / "replay.html").write_text(replay, encoding="utf-8")
+    record = read_record(workdir) or {}
+    last = outcome.rows[-1]
+    numbers = numbers_of(evaluation)
+    numbers += [
+        ("Environment steps", f"{last['env_steps']:,}", "of 0.1 s, all cars"),
+        ("Updates", f"{last['updates']:,}", ""),
+        ("Training", f"{outcome.train_seconds:.0f} s", "compilation and evaluations included"),
+        ("Policy from epoch", str(policy.manifest["record"]["epoch"]), "the best evaluation's"),
+    ]
+    path = workdir / "report.html"
+    write_report(
+        path,
+        title=f"Time trial: {env.config.car} on {env.config.circuit}",
+        subtitle=f"QR-SAC, {outcome.epochs} epochs, {outcome.reason}",
+        command=outcome.continue_command,
+        record=record,
+        numbers=numbers,
+        figures=[
+            ("The driven line", pictures["map"], "The best flying lap, coloured by speed."),
+            ("Telemetry", pictures["telemetry"], "The same lap over the distance."),
+        ],
+        embedded_pages=[("Replay", replay, 640)],
+        metrics=outcome.rows,
+        curves=CURVES,
+    )
+    return path

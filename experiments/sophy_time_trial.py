@@ -1,0 +1,130 @@
+"""GT Sophy's time trial: QR-SAC learns to drive a GT3 car around a circuit as fast as it goes.
+
+    ./run train
+    ./run train --env.circuit=path/to/Monza.csv --seed=3 --workdir=runs/monza
+
+Wurman et al. 2022 (Nature 602:223-228), on the simulator of `projects/sophy`.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from core_rl import flags
+from core_rl.env import example_obs
+from core_rl.evaluate import make_evaluator
+from core_rl.launch import Experiment, RunConfig, report_end, run
+from core_rl.qr_sac import QRSACConfig, make_qr_sac
+from core_rl.train import TrainConfig, make_trainer
+from core_rl.types import Metrics
+from experiments.sophy_report import write_time_trial_report
+from projects.sophy.drive import show_time
+from projects.sophy.time_trial import CONTROL_STEP, TimeTrial, TimeTrialConfig
+
+EVALUATION_SEED = 7_000_000  # starts that choose the policy; the report's starts are others
+EVALUATION_CARS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class SophyTimeTrial:
+    env: TimeTrialConfig = TimeTrialConfig()
+    agent: QRSACConfig = QRSACConfig(
+        critic_obs=("state", "privileged_state"),
+        layer_norm=True,
+    )
+    train: TrainConfig = TrainConfig(replay_capacity=500_000)
+    run: RunConfig = RunConfig(minutes=10.0)
+    seed: int = 0  # root of all random numbers
+    num_seeds: int = 1  # seeds trained side by side in one program
+    workdir: str = "runs/sophy_time_trial"  # the run's identity: the same again resumes it
+
+    def __post_init__(self):
+        if self.num_seeds < 1:
+            raise ValueError(f"num_seeds must be at least 1, got {self.num_seeds}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+
+
+CONFIG = SophyTimeTrial()
+
+
+def make_experiment(config: SophyTimeTrial) -> tuple[Experiment, TimeTrial]:
+    """Raises UserError for a circuit or car that does not exist or cannot be driven."""
+    env = TimeTrial(config.env)
+    agent = make_qr_sac(config.agent, env.action_size)
+    trainer = make_trainer(
+        env,
+        agent,
+        config.train,
+        episode_length=config.env.episode_length,
+        batch_size=config.agent.batch_size,
+        n_step=config.agent.n_step,
+        discount=lambda state: state.hypers.discount,
+    )
+    reference_time = float(env.reference.lap_time)
+    # Enough for the way to the line and one lap for a car as fast as the reference.
+    num_steps = int(2.1 * reference_time / CONTROL_STEP)
+    evaluator = make_evaluator(env, agent, EVALUATION_CARS, num_steps)
+    reference_distance = env.track.length * num_steps * CONTROL_STEP / reference_time
+
+    def evaluate(agent_state: Any) -> Metrics:
+        totals, _ = evaluator(agent_state, jax.random.key(EVALUATION_SEED))
+        laps = jnp.sum(totals["laps"])
+        lap_time = jnp.sum(totals["lap_seconds"]) / laps  # NaN without a lap
+        pace = jnp.mean(totals["distance"]) / reference_distance
+        off_course = jnp.mean(totals["off_course_steps"])
+        return {
+            "lap_time": lap_time,
+            "ratio": lap_time / reference_time,
+            "laps": laps,
+            "pace": pace,
+            "off_course_steps": off_course,
+            "wall_contact_steps": jnp.mean(totals["wall_contact_steps"]),
+            "return": jnp.mean(totals["return"]),
+            # A step off course weighs as much as 1 % of pace: clean first, then fast.
+            "score": pace - 0.01 * off_course,
+        }
+
+    experiment = Experiment(
+        name="sophy_time_trial",
+        command="./run train sophy",
+        config=config,
+        run=config.run,
+        seed=config.seed,
+        num_seeds=config.num_seeds,
+        num_epochs=config.train.num_epochs,
+        env_steps_per_epoch=config.train.env_steps_per_epoch,
+        updates_per_epoch=config.train.updates_per_epoch,
+        agent=agent,
+        trainer=trainer,
+        example_obs=example_obs(env),
+        policy_obs=config.agent.actor_obs,
+        network_config=flags.to_dict(config.agent),
+        evaluate=evaluate,
+        score="score",
+        describe=_describe,
+        bundle_extra={"project": "sophy", "env": flags.to_dict(config.env)},
+    )
+    return experiment, env
+
+
+def _describe(evaluation: dict[str, float]) -> str:
+    if evaluation["laps"] > 0:
+        return (
+            f"lap {show_time(evaluation['lap_time'])}, {evaluation['ratio']:.3f} of the reference, "
+            f"{evaluation['off_course_steps']:.1f} steps off course"
+        )
+    return f"no lap yet, {evaluation['pace']:.0%} of the reference's pace"
+
+
+def train(config: SophyTimeTrial) -> int:
+    experiment, env = make_experiment(config)
+    outcome = run(experiment, config.workdir)
+    report_end(outcome, write_time_trial_report(outcome, env))
+    return outcome.exit_code
+
+
+if __name__ == "__main__":
+    flags.main(train, CONFIG)

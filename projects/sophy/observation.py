@@ -1,0 +1,117 @@
+"""What the driver sees, after Wurman et al. 2022 (Methods, "Observations").
+
+Entry `state`: the car's motion, controls, slip and load per tyre, its place between the white
+lines, and course points on the left line, the centre line and the right line over the next seconds
+at the present speed, in the car's frame. Entry `privileged_state` is for critics only: the grip
+under each wheel, each wheel's distance to the walls, and the place on the lap. Deviations: points
+are divided by how far ahead they are and the course's curvature at each stands beside them, both
+easier to learn from; twenty points instead of sixty per line carry the same course.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from projects.sophy import track as tracks
+from projects.sophy.car import Car
+from projects.sophy.drivetrain import MAX_GEARS
+from projects.sophy.track import Track
+from projects.sophy.walls import offset_of
+
+if TYPE_CHECKING:
+    from projects.sophy.time_trial import DriveState
+
+GRAVITY = 9.81  # [m/s^2]
+SLOWEST = 8.0  # the look-ahead does not shrink below this speed [m/s]
+NEAR = 5.0  # distance added before dividing by it, so that near points stay finite [m]
+
+
+@dataclasses.dataclass(frozen=True)
+class ObservationConfig:
+    num_points: int = 20  # course points per line
+    horizon: float = 6.0  # how far ahead they reach at the present speed [s]
+
+    def __post_init__(self):
+        if self.num_points < 1:
+            raise ValueError(f"num_points must be at least 1, got {self.num_points}")
+        if not self.horizon > 0:
+            raise ValueError(f"horizon must be positive, got {self.horizon}")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Length of each entry."""
+        return {"state": 31 + 7 * self.num_points, "privileged_state": 14}
+
+
+def course_points(
+    track: Track, state: "DriveState", config: ObservationConfig
+) -> tuple[Array, Array]:
+    """Points [num_points, 3, 2] in the car's frame over distance, and curvature [num_points]."""
+    motion = state.motion
+    speed = jnp.sqrt(jnp.sum(motion.velocity**2))
+    reach = config.horizon * jnp.maximum(speed, SLOWEST)
+    ahead = jnp.arange(1, config.num_points + 1) * (reach / config.num_points)
+    point = jax.vmap(tracks.at, in_axes=(None, 0))(track, state.s + ahead)
+    left = jnp.stack([-point.tangent[:, 1], point.tangent[:, 0]], axis=-1)
+    lines = jnp.stack(
+        [
+            point.position + point.width_left[:, None] * left,
+            point.position,
+            point.position - point.width_right[:, None] * left,
+        ],
+        axis=1,
+    )
+    gap = lines - motion.position
+    east, north = jnp.cos(motion.heading), jnp.sin(motion.heading)
+    forward = gap[..., 0] * east + gap[..., 1] * north
+    sideways = gap[..., 1] * east - gap[..., 0] * north
+    scale = 1.0 / (ahead + NEAR)[:, None, None]
+    return jnp.stack([forward, sideways], axis=-1) * scale, point.curvature
+
+
+def observe(
+    track: Track, car: Car, state: "DriveState", config: ObservationConfig
+) -> dict[str, Array]:
+    """The named observation entries, see the module's text; sizes as `ObservationConfig.sizes`."""
+    motion, placement = state.motion, state.placement
+    here = tracks.at(track, state.s)
+    points, curvature = course_points(track, state, config)
+    wheel_offset = offset_of(placement, car.wheel_x, car.wheel_y)
+    steering = jnp.stack([motion.steering, state.steering_target]) / car.steering_limit
+    entries = [
+        motion.velocity / jnp.array([50.0, 10.0]),
+        motion.yaw_rate,
+        motion.acceleration / GRAVITY,
+        steering,
+        motion.throttle,
+        motion.brake,
+        motion.gear / MAX_GEARS,
+        jnp.clip(motion.slip_ratio, -1.0, 1.0) * 5.0,
+        motion.slip_angle * 5.0,
+        motion.load / (0.25 * GRAVITY * car.mass),
+        (here.width_left - placement.offset) / 10.0,
+        (here.width_right + placement.offset) / 10.0,
+        placement.sine,
+        placement.cosine,
+        here.curvature * 50.0,
+        state.off_course,
+        state.wall_contact,
+        points,
+        curvature * 50.0,
+    ]
+    phase = 2.0 * jnp.pi * state.s / track.length
+    privileged = [
+        tracks.surface_at(here, wheel_offset).grip,
+        (here.wall_left - wheel_offset) / 10.0,
+        (here.wall_right + wheel_offset) / 10.0,
+        jnp.sin(phase),
+        jnp.cos(phase),
+    ]
+    return {"state": _flat(entries), "privileged_state": _flat(privileged)}
+
+
+def _flat(entries: list[Array]) -> Array:
+    return jnp.concatenate([jnp.ravel(entry).astype(jnp.float32) for entry in entries])

@@ -1,0 +1,249 @@
+"""One car alone against the clock, as a brax environment.
+
+The driver decides at 10 Hz; the car is simulated in 5 ms sub-steps (`car.step`). Two actions in
+[-1, 1]: steering, as a target or as a change of the target, and one pedal, positive throttle,
+negative brake (Wurman et al. 2022). Episodes never terminate: the clock of whoever runs them
+truncates (`TimeTrialConfig.episode_length`), so a value function must bootstrap through their end.
+
+Laps are counted where the arc length wraps, not by a line test; a lap time is interpolated inside
+the control step in which it ends.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from core_rl.env import Env, State, register_environment
+from projects.sophy import car as cars
+from projects.sophy import track as tracks
+from projects.sophy.car import Car, CarState, Command, Ground
+from projects.sophy.cars import load_car
+from projects.sophy.circuits import DEFAULT, load_circuit
+from projects.sophy.observation import ObservationConfig, observe
+from projects.sophy.reference import ReferenceLap, reference_lap
+from projects.sophy.reward import RewardConfig, reward_terms, weighted_sum
+from projects.sophy.track import Track
+from projects.sophy.walls import Placement, collide, offset_of, place
+
+CONTROL_STEP = 0.1  # [s]
+WHEELS_OUT = 3  # wheels beyond the white line that make a car off course
+
+
+@dataclasses.dataclass(frozen=True)
+class TimeTrialConfig:
+    circuit: str = DEFAULT  # built-in name, generated:SEED, or the path of a CSV file
+    car: str = "gt3_fr"  # a car of the catalogue
+    substeps: int = 20  # simulation steps per control step of 0.1 s
+    episode_seconds: float = 150.0  # length of an episode [s]
+    steering: Literal["target", "delta"] = "target"  # what the steering action means
+    steering_step: float = 0.0524  # largest change of the target per decision in delta mode [rad]
+    start_speed: tuple[float, float] = (0.3, 0.9)  # share of the reference speed at the start
+    start_offset: float = 0.5  # largest lateral offset at the start, share of the half width
+    observation: ObservationConfig = ObservationConfig()
+    reward: RewardConfig = RewardConfig()
+
+    def __post_init__(self):
+        if self.substeps < 1:
+            raise ValueError(f"substeps must be at least 1, got {self.substeps}")
+        if not self.episode_seconds >= CONTROL_STEP:
+            raise ValueError(f"episode_seconds must be at least 0.1, got {self.episode_seconds}")
+        if self.steering not in ("target", "delta"):
+            raise ValueError(f"steering must be target or delta, got {self.steering!r}")
+        if not self.steering_step > 0:
+            raise ValueError(f"steering_step must be positive, got {self.steering_step}")
+        low, high = self.start_speed
+        if not 0 <= low <= high:
+            raise ValueError(f"start_speed must be two rising shares, got {self.start_speed}")
+        if not 0 <= self.start_offset < 1:
+            raise ValueError(f"start_offset must be in [0, 1), got {self.start_offset}")
+
+    @property
+    def episode_length(self) -> int:
+        """Control steps per episode."""
+        return round(self.episode_seconds / CONTROL_STEP)
+
+
+@struct.dataclass
+class DriveState:
+    """A car on a course between two decisions."""
+
+    car: Car
+    motion: CarState
+    placement: Placement
+    s: Array  # [] arc length in [0, L) [m]
+    progress: Array  # [] centre-line distance gained in the last step [m]
+    steering_target: Array  # [] [rad]
+    off_course: Array  # [] share of the last step spent off course
+    wall_contact: Array  # [] share of the last step spent in contact with a wall
+    crossings: Array  # [] int32, times over the line, backwards counted negative
+    laps_begun: Array  # [] int32, the largest value that `crossings` had
+    lap_clock: Array  # [] since the lap began [s]
+    lap_time: Array  # [] of the flying lap that ended in the last step, else 0 [s]
+
+
+class TimeTrial(Env):
+    """See the module's text. Observations: dict with `state` and `privileged_state`.
+
+    Raises ValueError (circuit, car) with one clear line.
+    """
+
+    def __init__(self, config: TimeTrialConfig = TimeTrialConfig()):  # noqa: B008
+        self.config = config
+        self.track: Track = load_circuit(config.circuit)
+        self.car: Car = load_car(config.car)
+        self.reference: ReferenceLap = jax.jit(reference_lap)(self.car, self.track)
+
+    def reset(self, rng: Array) -> State:
+        """A start anywhere on the circuit, at a share of the reference speed there."""
+        s_key, speed_key, offset_key = jax.random.split(rng, 3)
+        config, track = self.config, self.track
+        s = jax.random.uniform(s_key) * track.length
+        point = tracks.at(track, s)
+        share = jax.random.uniform(offset_key, minval=-1.0, maxval=1.0) * config.start_offset
+        offset = share * jnp.where(share > 0, point.width_left, point.width_right)
+        left = jnp.stack([-point.tangent[1], point.tangent[0]])
+        low, high = config.start_speed
+        reference = jnp.interp(s, self.reference.s, self.reference.speed)
+        speed = reference * jax.random.uniform(speed_key, minval=low, maxval=high)
+        heading = jnp.arctan2(point.tangent[1], point.tangent[0])
+        motion = cars.rolling_start(self.car, point.position + offset * left, heading, speed)
+        drive = DriveState(
+            car=self.car,
+            motion=motion,
+            placement=place(point, motion),
+            s=s,
+            progress=jnp.zeros(()),
+            steering_target=jnp.zeros(()),
+            off_course=jnp.zeros(()),
+            wall_contact=jnp.zeros(()),
+            crossings=jnp.zeros((), jnp.int32),
+            laps_begun=jnp.zeros((), jnp.int32),
+            lap_clock=jnp.zeros(()),
+            lap_time=jnp.zeros(()),
+        )
+        terms = reward_terms(drive, drive, jnp.zeros(2), CONTROL_STEP)
+        return State(
+            pipeline_state=drive,  # pyright: ignore[reportArgumentType]
+            obs=observe(track, self.car, drive, config.observation),
+            reward=jnp.zeros(()),
+            done=jnp.zeros(()),
+            metrics=jax.tree.map(jnp.zeros_like, self._metrics(drive, terms)),
+        )
+
+    def step(self, state: State, action: Array) -> State:
+        previous: DriveState = state.pipeline_state  # pyright: ignore[reportAssignmentType]
+        action = jnp.clip(action, -1.0, 1.0)
+        current = self._drive(previous, action)
+        terms = reward_terms(previous, current, action, CONTROL_STEP)
+        return state.replace(  # pyright: ignore[reportAttributeAccessIssue]
+            pipeline_state=current,
+            obs=observe(self.track, current.car, current, self.config.observation),
+            reward=weighted_sum(terms, self.config.reward),
+            metrics=self._metrics(current, terms),
+        )
+
+    def _drive(self, previous: DriveState, action: Array) -> DriveState:
+        """The car through one control step."""
+        track, car, config = self.track, previous.car, self.config
+        time_step = CONTROL_STEP / config.substeps
+        limit = car.steering_limit
+        if config.steering == "target":
+            steering_target = action[0] * limit
+        else:
+            steering_target = previous.steering_target + action[0] * config.steering_step
+            steering_target = jnp.clip(steering_target, -limit, limit)
+        command = Command(
+            steering=steering_target,
+            throttle=jnp.maximum(action[1], 0.0),
+            brake=jnp.maximum(-action[1], 0.0),
+        )
+
+        def substep(carry: tuple[CarState, Array, Array, Array], _):
+            motion, s, off_course, wall_contact = carry
+            point = tracks.at(track, s)
+            placement = place(point, motion)
+            wheel_offset = offset_of(placement, car.wheel_x, car.wheel_y)
+            outside = (wheel_offset > point.width_left) | (wheel_offset < -point.width_right)
+            surface = tracks.surface_at(point, wheel_offset)
+            ground = Ground(
+                grip=surface.grip,
+                peak_slip=surface.peak_slip,
+                shape=surface.shape,
+                rolling=surface.rolling,
+            )
+            motion, touching = collide(car, motion, point, placement)
+            motion = cars.step(car, motion, command, ground, time_step)
+            along = motion.velocity[0] * placement.cosine - motion.velocity[1] * placement.sine
+            room = jnp.maximum(1.0 - placement.offset * point.curvature, 0.25)
+            return (
+                motion,
+                s + time_step * along / room,
+                off_course + (jnp.sum(outside) >= WHEELS_OUT),
+                wall_contact + touching,
+            ), None
+
+        zero = jnp.zeros(())
+        (motion, s, off_course, wall_contact), _ = jax.lax.scan(
+            substep, (previous.motion, previous.s, zero, zero), None, length=config.substeps
+        )
+        s = tracks.project(track, motion.position, s)
+        progress = tracks.wrap_difference(track, s, previous.s)
+        return self._count_laps(
+            previous,
+            previous.replace(  # pyright: ignore[reportAttributeAccessIssue]
+                motion=motion,
+                placement=place(tracks.at(track, s), motion),
+                s=s,
+                progress=progress,
+                steering_target=steering_target,
+                off_course=off_course / config.substeps,
+                wall_contact=wall_contact / config.substeps,
+            ),
+        )
+
+    def _count_laps(self, previous: DriveState, current: DriveState) -> DriveState:
+        """Counts crossings of the line and times flying laps, those begun at the line."""
+        forwards = (current.progress > 0) & (current.s < previous.s)
+        backwards = (current.progress < 0) & (current.s > previous.s)
+        crossings = previous.crossings + forwards.astype(jnp.int32) - backwards.astype(jnp.int32)
+        begins = crossings > previous.laps_begun
+        # Arc length after the line over arc length of the step: the time since the crossing.
+        beyond = current.s / jnp.maximum(current.progress, 1e-6) * CONTROL_STEP
+        clock = previous.lap_clock + CONTROL_STEP
+        flying = begins & (previous.laps_begun > 0)
+        return current.replace(  # pyright: ignore[reportAttributeAccessIssue]
+            crossings=crossings,
+            laps_begun=jnp.maximum(previous.laps_begun, crossings),
+            lap_clock=jnp.where(begins, beyond, clock),
+            lap_time=jnp.where(flying, clock - beyond, 0.0),
+        )
+
+    def _metrics(self, drive: DriveState, terms: dict[str, Array]) -> dict[str, Array]:
+        return {
+            **{f"reward/{name}": term for name, term in terms.items()},
+            "speed": jnp.sqrt(jnp.sum(drive.motion.velocity**2)),
+            "distance": drive.progress,
+            "off_course_steps": (drive.off_course > 0).astype(jnp.float32),
+            "wall_contact_steps": (drive.wall_contact > 0).astype(jnp.float32),
+            "laps": (drive.lap_time > 0).astype(jnp.float32),
+            "lap_seconds": drive.lap_time,
+        }
+
+    @property
+    def observation_size(self) -> dict[str, int]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.config.observation.sizes
+
+    @property
+    def action_size(self) -> int:
+        return 2
+
+    @property
+    def backend(self) -> str:
+        return "sophy"
+
+
+register_environment("sophy_time_trial", TimeTrial)
