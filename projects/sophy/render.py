@@ -1,0 +1,426 @@
+"""Pictures of a drive: a map, a telemetry sheet and a page that replays it.
+
+Figures show km/h, degrees and g; everything else is SI and radians. They are built on matplotlib's
+objects with the Agg canvas, without the global state of pyplot.
+"""
+
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path as Outline
+from PIL import Image
+
+from projects.sophy.drive import (
+    CircuitOutline,
+    Drive,
+    DriveError,
+    Lap,
+    ReferenceProfile,
+    best_lap,
+    progress,
+    reference_delta,
+    show_time,
+)
+from projects.sophy.replay import replay_html as replay_html
+
+GRAVITY = 9.80665  # [m/s^2] standard gravity, only for showing accelerations in g
+KILOMETRES_PER_HOUR = 3.6  # per m/s
+PNG_LIMIT = 200_000  # [bytes]
+
+# Okabe and Ito, "Color Universal Design" (2008): told apart with any colour vision.
+BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+INK, MUTED, GRID, ASPHALT, VERGE = "#16202b", "#5b6775", "#e3e7ec", "#343a42", "#e4e8e1"
+LABEL = {"color": INK, "fontsize": 8.5}
+LEGEND = {"frameon": False, "fontsize": 8, "ncols": 4, "borderaxespad": 0, "handlelength": 1.6}
+# The darkest third of viridis cannot be seen on asphalt.
+SPEED_COLOURS = ListedColormap(colormaps["viridis"](np.linspace(0.3, 1.0, 256)), "speed")
+
+
+class _Stretch(NamedTuple):
+    """The part of a drive that the figures show, with a sample on either side to reach the line."""
+
+    part: slice
+    distance: np.ndarray  # [m] since the start line
+    lap: Lap
+
+
+def _shown_stretch(drive: Drive, length: float) -> _Stretch:
+    lap = best_lap(drive, length)
+    whole = lap.lap_time is not None
+    part = slice(max(lap.first - whole, 0), lap.last + 1 + whole)
+    line = length * np.floor((lap.origin + 1.0) / length)
+    return _Stretch(part, progress(drive, length)[part] - line, lap)
+
+
+def _headline(stretch: _Stretch, reference: ReferenceProfile) -> str:
+    lap_time = stretch.lap.lap_time
+    if lap_time is None:
+        return f"no whole lap in this record · reference {show_time(reference.lap_time)}"
+    difference = lap_time - reference.lap_time
+    return (
+        f"lap {stretch.lap.number}: {show_time(lap_time)} · "
+        f"reference {show_time(reference.lap_time)} · {difference:+.3f} s"
+    )
+
+
+def _runs(flags: np.ndarray) -> list[tuple[int, int]]:
+    """First and last index of every run of true."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags.astype(bool), [False]])))
+    return [(int(a), int(b) - 1) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _ring(outer: np.ndarray, inner: np.ndarray) -> Outline:
+    """The band between two closed lines; opposite senses cut the hole."""
+    codes = [Outline.MOVETO] + [Outline.LINETO] * len(outer)
+    closed = np.concatenate([outer, outer[:1], inner[::-1], inner[-1:]])
+    return Outline(closed, codes + [Outline.MOVETO] + [Outline.LINETO] * len(inner))
+
+
+def _round_number(value: float) -> float:
+    """The largest of 1, 2, 5 times a power of ten that is not above value."""
+    power = 10.0 ** np.floor(np.log10(value))
+    return float(power * max(step for step in (1, 2, 5) if step * power <= value * (1 + 1e-9)))
+
+
+def _plain(axes: Axes, label: str) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(MUTED)
+    axes.tick_params(colors=MUTED, labelsize=8, length=3)
+    axes.grid(color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.locator_params(axis="y", nbins=5)
+    axes.set_ylabel(label, **LABEL)
+
+
+def _marker(x: np.ndarray) -> str:
+    """The format of a line: a single sample would be invisible without a marker."""
+    return "o" if len(x) == 1 else "-"
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _draw_speed(axes: Axes, drive: Drive, stretch: _Stretch, reference: ReferenceProfile) -> None:
+    _plain(axes, "speed\n[km/h]")
+    axes.plot(
+        reference.s,
+        reference.speed * KILOMETRES_PER_HOUR,
+        color=MUTED,
+        linewidth=1.1,
+        linestyle=(0, (4, 2)),
+        label="reference (quasi-steady-state, centre line)",
+    )
+    x, speed = stretch.distance, drive.speed[stretch.part] * KILOMETRES_PER_HOUR
+    axes.plot(x, speed, _marker(x), color=BLUE, linewidth=1.6, label="driven")
+    axes.set_ylim(bottom=0)
+
+
+def _draw_map(
+    axes: Axes,
+    outline: CircuitOutline,
+    drive: Drive,
+    stretch: _Stretch,
+    turn: bool = False,  # on its side
+    scale: float = 1.0,
+) -> LineCollection:
+    """The circuit with the line of the stretch; `scale` spreads its labels."""
+
+    def place(points: np.ndarray) -> np.ndarray:
+        return np.stack([-points[:, 1], points[:, 0]], axis=1) if turn else points
+
+    left, right, centre = place(outline.left), place(outline.right), place(outline.centre)
+    walls = np.concatenate([place(outline.wall_left), place(outline.wall_right)])
+    low, high = walls.min(axis=0), walls.max(axis=0)
+    extent = float(np.max(high - low))
+    axes.set_aspect("equal")
+    axes.axis("off")
+    band = _ring(place(outline.wall_left), place(outline.wall_right))
+    axes.add_patch(PathPatch(band, facecolor=VERGE, edgecolor="#b7bfb2", linewidth=0.6))
+    band = _ring(left, right)
+    axes.add_patch(PathPatch(band, facecolor=ASPHALT, edgecolor="#9aa2ab", linewidth=0.5))
+
+    line = place(drive.position)
+    shown = line[stretch.part]
+    speed = drive.speed * KILOMETRES_PER_HOUR
+    speed = speed[stretch.part]
+    coloured = LineCollection(
+        list(np.stack([shown[:-1], shown[1:]], axis=1)),
+        cmap=SPEED_COLOURS,
+        norm=Normalize(speed.min(), max(speed.max(), speed.min() + 1)),
+        linewidths=2.0,
+        capstyle="round",
+        zorder=4,
+    )
+    coloured.set_array((speed[1:] + speed[:-1]) / 2)
+    axes.add_collection(coloured)
+    if len(shown) == 1:
+        axes.plot(*shown[0], "o", color=BLUE, markersize=6, zorder=5)
+
+    _mark_events(axes, drive, line)
+    corridor = np.linalg.norm(outline.wall_left - outline.wall_right, axis=1)
+    gap = 0.024 * scale * extent + 0.6 * float(np.median(corridor))
+    _mark_distances(axes, outline, centre, gap)
+    _mark_start(axes, np.stack([left[0], right[0]]), centre, gap)
+    bar = _round_number(extent / 5)
+    y = low[1] - 0.06 * extent
+    axes.plot([low[0], low[0] + bar], [y, y], color=INK, linewidth=2.5, solid_capstyle="butt")
+    name = f"{bar / 1000:g} km" if bar >= 1000 else f"{bar:g} m"
+    axes.text(
+        low[0] + bar / 2, y + 0.012 * scale * extent, name, ha="center", fontsize=8, color=INK
+    )
+    margin = 0.07 * extent
+    axes.set_xlim(low[0] - margin, high[0] + margin)
+    axes.set_ylim(low[1] - margin - 0.02 * extent, high[1] + margin)
+    return coloured
+
+
+def _mark_events(axes: Axes, drive: Drive, line: np.ndarray) -> None:
+    """All of the record's excursions and contacts, not only those of the shown lap."""
+    excursions, contacts = _runs(drive.off_course), _runs(drive.wall_contact)
+    for k, (first, last) in enumerate(excursions):
+        axes.plot(
+            *line[max(first - 1, 0) : last + 1].T,
+            color=VERMILION,
+            linewidth=7,
+            alpha=0.75,
+            zorder=3,
+            solid_capstyle="round",
+            label=f"off course ({len(excursions)}x)" if k == 0 else None,
+        )
+    if contacts:
+        at = line[[first for first, _ in contacts]]
+        axes.plot(
+            *at.T,
+            "X",
+            color=VERMILION,
+            markeredgecolor="white",
+            markersize=9,
+            zorder=6,
+            label=f"wall contact ({len(contacts)}x)",
+            linestyle="none",
+        )
+
+
+def _beside(centre: np.ndarray, i: int, distance: float) -> np.ndarray:
+    """A point beside centre[i], on the side that is farther from the rest of the circuit, [2]."""
+    tangent = centre[(i + 1) % len(centre)] - centre[i - 1]
+    normal = np.array([-tangent[1], tangent[0]]) / np.linalg.norm(tangent)
+    sides = [centre[i] + sign * distance * normal for sign in (1.0, -1.0)]
+    return max(sides, key=lambda point: np.min(np.linalg.norm(centre - point, axis=1)))
+
+
+def _mark_distances(axes: Axes, outline: CircuitOutline, centre: np.ndarray, gap: float) -> None:
+    every = _round_number(outline.length / 4)
+    for distance in np.arange(every, outline.length - every / 4, every):
+        i = int(np.argmin(np.abs(outline.s - distance)))
+        x, y = _beside(centre, i, 1.4 * gap)
+        root_x, root_y = centre[i]
+        leader = [0.7 * x + 0.3 * root_x, 0.7 * y + 0.3 * root_y]
+        axes.plot([root_x, leader[0]], [root_y, leader[1]], color=MUTED, linewidth=0.7, zorder=2)
+        name = f"{distance / 1000:g} km" if outline.length > 2000 else f"{distance:g} m"
+        axes.text(x, y, name, fontsize=7.5, color=MUTED, ha="center", va="center", zorder=7)
+
+
+def _mark_start(axes: Axes, edge: np.ndarray, centre: np.ndarray, gap: float) -> None:
+    """The line between the edges [2, 2], and an arrow beside it in the direction of travel."""
+    over = 0.4 * (edge[0] - edge[1])
+    ends = np.stack([edge[0] + over, edge[1] - over])
+    axes.plot(*ends.T, color=INK, linewidth=3.5, zorder=5, solid_capstyle="butt")
+    axes.plot(*ends.T, color="white", linewidth=1.5, zorder=5.1, solid_capstyle="butt")
+    tangent = centre[1] - centre[-1]
+    tangent = tangent / np.linalg.norm(tangent)
+    root = _beside(centre, 0, gap)
+    arrow = {"arrowstyle": "-|>", "color": INK, "linewidth": 1.6, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate(
+        "", xy=tuple(root + 2 * gap * tangent), xytext=tuple(root), zorder=7, arrowprops=arrow
+    )
+    flat = abs(tangent[0]) > abs(tangent[1])
+    align = ("right" if tangent[0] > 0 else "left") if flat else "center"
+    stand = "center" if flat else ("top" if tangent[1] > 0 else "bottom")
+    x, y = root - 0.1 * gap * tangent
+    bold = {"fontsize": 8, "weight": "bold", "color": INK, "zorder": 7}
+    axes.text(x, y, "start", ha=align, va=stand, **bold)
+
+
+def track_map(
+    outline: CircuitOutline, drive: Drive, reference: ReferenceProfile, title: str
+) -> Figure:
+    """The circuit with the best lap coloured by speed, and below it speed against the reference.
+
+    A circuit that is taller than wide is laid on its side (a quarter turn to the left).
+    """
+    stretch = _shown_stretch(drive, outline.length)
+    walls = np.concatenate([outline.wall_left, outline.wall_right])
+    width, height = walls.max(axis=0) - walls.min(axis=0)
+    turn = bool(height > width)
+    ratio = min(width, height) / max(width, height)
+    map_height = 9.6 * (ratio + 0.16) / 1.14
+    figure = _new_figure(11.0, map_height + 3.0)
+    upper, lower = figure.subplots(2, 1, height_ratios=[map_height, 2.2])
+    coloured = _draw_map(upper, outline, drive, stretch, turn)
+    bar = figure.colorbar(coloured, ax=upper, shrink=0.55, aspect=22, pad=0.01)
+    bar.set_label("speed [km/h]", **LABEL)
+    bar.ax.tick_params(labelsize=8, colors=MUTED)
+    bar.outline.set_visible(False)  # type: ignore[union-attr]
+    handles, names = upper.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, names, **LEGEND, loc="upper right", bbox_to_anchor=(0.99, 0.985))
+    _draw_speed(lower, drive, stretch, reference)
+    lower.set_xlim(0, outline.length)
+    lower.set_xlabel("arc length [m]", **LABEL)
+    lower.legend(**LEGEND, loc="lower left", bbox_to_anchor=(0.0, 1.0))
+    figure.suptitle(f"{title}\n", x=0.012, ha="left", fontsize=14, weight="bold", color=INK)
+    below = 1 - 0.40 / figure.get_figheight()  # 0.4 inches under the top edge
+    figure.text(0.012, below, _headline(stretch, reference), fontsize=9.5, color=MUTED, va="top")
+    return figure
+
+
+def _axle(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Front and rear: of the two wheels the value that is larger in size, [T] each."""
+    pairs = values.reshape(-1, 2, 2)
+    larger = np.take_along_axis(pairs, np.abs(pairs).argmax(axis=2)[..., None], axis=2)[..., 0]
+    return larger[:, 0], larger[:, 1]
+
+
+def _draw_width(axes: Axes, outline: CircuitOutline) -> None:
+    """The asphalt on either side of the centre line, behind the driven offset."""
+    left = np.linalg.norm(outline.left - outline.centre, axis=1)
+    right = np.linalg.norm(outline.right - outline.centre, axis=1)
+    axes.fill_between(outline.s, -right, left, color=GRID, linewidth=0, zorder=0)
+    axes.axhline(0, color="white", linewidth=0.8, zorder=1)
+
+
+def _draw_friction(axes: Axes, acceleration: np.ndarray, speed: np.ndarray) -> None:
+    """The g-g diagram, coloured by speed; left is left."""
+    _plain(axes, "forward [g]")
+    axes.scatter(-acceleration[:, 1], acceleration[:, 0], c=speed, cmap=SPEED_COLOURS, s=5)
+    reach = max(1.0, 1.08 * float(np.abs(acceleration).max()))
+    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
+    axes.set_xlabel("← left [g] right →", **LABEL)
+
+
+def _write_facts(axes: Axes, drive: Drive, stretch: _Stretch) -> None:
+    part = stretch.part
+    speed = drive.speed[part] * KILOMETRES_PER_HOUR
+    acceleration = np.abs(drive.acceleration[part]) / GRAVITY
+    facts = [
+        ("top speed", f"{speed.max():.0f} km/h"),
+        ("lowest speed", f"{speed.min():.0f} km/h"),
+        ("lateral, most", f"{acceleration[:, 1].max():.2f} g"),
+        ("braking, most", f"{max(0.0, -drive.acceleration[part, 0].min()) / GRAVITY:.2f} g"),
+        ("full throttle", f"{100 * np.mean(drive.throttle[part] > 0.98):.0f} % of the time"),
+        ("braking", f"{100 * np.mean(drive.brake[part] > 0.02):.0f} % of the time"),
+        ("off course", f"{len(_runs(drive.off_course[part]))}x"),
+        ("wall contact", f"{len(_runs(drive.wall_contact[part]))}x"),
+    ]
+    axes.axis("off")
+    for row, (name, value) in enumerate(facts):
+        line = {"y": 1 - 0.11 * row, "fontsize": 8.5, "transform": axes.transAxes}
+        axes.text(x=0.0, s=name, color=MUTED, **line)
+        axes.text(x=1.0, s=value, color=INK, ha="right", **line)
+
+
+def telemetry(drive: Drive, outline: CircuitOutline, reference: ReferenceProfile) -> Figure:
+    """Everything that was recorded over the arc length of the best lap, and the g-g diagram."""
+    stretch = _shown_stretch(drive, outline.length)
+    part, x = stretch.part, stretch.distance
+    lost = reference_delta(drive, outline, reference)
+    lost[: stretch.lap.first] = np.nan
+    lost[stretch.lap.last + 1 :] = np.nan
+    acceleration = drive.acceleration[part] / GRAVITY
+    slip_front, slip_rear = _axle(100 * drive.slip_ratio[part])
+    angle_front, angle_rear = _axle(np.degrees(drive.slip_angle[part]))
+    load = drive.load[part].T / 1000
+    sky, orange = "#56B4E9", "#E69F00"
+    rows = {
+        "time lost\n[s]": {"": (lost[part], BLUE)},
+        "pedals\n[%]": {
+            "throttle": (100 * drive.throttle[part], GREEN),
+            "brake": (100 * drive.brake[part], VERMILION),
+        },
+        "steering\n[deg]": {"": (np.degrees(drive.steering[part]), BLUE)},
+        "gear": {"": (drive.gear[part], BLUE)},
+        "acceleration\n[g]": {
+            "forward": (acceleration[:, 0], VERMILION),
+            "left": (acceleration[:, 1], BLUE),
+        },
+        "slip ratio\n[%]": {"front": (slip_front, BLUE), "rear": (slip_rear, VERMILION)},
+        "slip angle\n[deg]": {"front": (angle_front, BLUE), "rear": (angle_rear, VERMILION)},
+        "wheel load\n[kN]": {
+            "FL": (load[0], BLUE),
+            "FR": (load[1], sky),
+            "RL": (load[2], VERMILION),
+            "RR": (load[3], orange),
+        },
+        "offset\n[m]": {"": (drive.lateral_offset[part], BLUE)},
+    }
+    figure = _new_figure(12.0, 13.5)
+    grid = figure.add_gridspec(len(rows) + 1, 2, width_ratios=[3.0, 1.0])
+    top = figure.add_subplot(grid[0, 0])
+    _draw_speed(top, drive, stretch, reference)
+    panels = [top]
+    for row, (label, lines) in enumerate(rows.items(), start=1):
+        axes = figure.add_subplot(grid[row, 0], sharex=top)
+        _plain(axes, label)
+        for name, (values, colour) in lines.items():
+            style = "steps-post" if label == "gear" else "default"
+            axes.plot(x, values, _marker(x), color=colour, lw=1.2, label=name, drawstyle=style)
+        if label == "gear":
+            axes.locator_params(axis="y", integer=True)
+        if label.startswith("pedals"):
+            axes.set_ylim(-4, 104)
+        panels.append(axes)
+    _draw_width(panels[-1], outline)
+    for axes in panels:
+        axes.tick_params(labelbottom=axes is panels[-1])
+        for first, last in _runs(drive.off_course[part]):
+            axes.axvspan(x[first], x[last], color=VERMILION, alpha=0.15, linewidth=0)
+        for first, _ in _runs(drive.wall_contact[part]):
+            axes.axvline(x[first], color=VERMILION, linewidth=1.5)
+        if axes.get_legend_handles_labels()[1]:
+            legend = axes.legend(**LEGEND, loc="lower right", bbox_to_anchor=(1.0, 0.97))
+            legend.set_in_layout(False)
+    top.set_xlim(0, outline.length)
+    panels[-1].set_xlabel("arc length [m]", **LABEL)
+    _draw_friction(figure.add_subplot(grid[0:3, 1]), acceleration, drive.speed[part])
+    _draw_map(figure.add_subplot(grid[3:6, 1]), outline, drive, stretch, scale=2.4)
+    _write_facts(figure.add_subplot(grid[6:, 1]), drive, stretch)
+    heading = f"Telemetry · {_headline(stretch, reference)}\n"
+    figure.suptitle(heading, x=0.012, ha="left", fontsize=12, weight="bold", color=INK)
+    return figure
+
+
+def encode_png(figure: Figure) -> bytes:
+    """The figure as a PNG of at most `PNG_LIMIT` bytes: 256 colours, fewer dots where needed."""
+    data = b""
+    for dots_per_inch in (130, 110, 90, 70):
+        raw, packed = io.BytesIO(), io.BytesIO()
+        figure.savefig(raw, format="png", dpi=dots_per_inch)
+        # Plain median cut drops the rare colours, of which the speed scale consists.
+        picture = (
+            Image.open(raw)
+            .convert("RGB")
+            .quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+        )
+        picture.save(packed, format="png", optimize=True)
+        data = packed.getvalue()
+        if len(data) <= PNG_LIMIT:
+            return data
+    raise DriveError(f"the figure needs {len(data)} bytes at 70 dpi, allowed are {PNG_LIMIT}")
+
+
+def save_png(figure: Figure, path: str | Path) -> None:
+    Path(path).write_bytes(encode_png(figure))
