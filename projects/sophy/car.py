@@ -12,8 +12,8 @@ first-order lag that stands for the suspension, the tyre of `tyre`, the engine o
 The wheels are stiff (thousands per second at walking pace), so each spin is updated implicitly:
 Fx is linearised in w alone, w+ = w + dt (T - R Fx) / (Iw + dt R dFx/dw), with dFx/dw >= 0 and a
 denominator just large enough that Fx alone never carries a wheel past free rolling. The body then
-feels the linearised Fx as well, held between its true values at w and w+: what the road gives to a
-wheel it takes from the body, so no step creates energy. Brake and rolling resistance are friction
+feels that linearised Fx, up to the tyre's peak: what the road gives to a wheel it takes from the
+body, so that no step creates energy. Brake and rolling resistance are friction
 impulses that can stop a wheel but not turn it back. The body moves by a symplectic Euler step in
 which the frame's own rotation is exact, and the yaw inertia is raised where the tyres' yaw damping,
 at walking pace, would overshoot. 5 ms is a good step, 1 ms a reference.
@@ -210,11 +210,8 @@ def step(car: Car, state: CarState, command: Command, ground: Ground, time_step:
     ratio = (radius * wheel_speed - along) * scale
     after = tyres.contact(peak, ratio, tangent)
     extra = (inertia - car.wheel_inertia) * (wheel_speed - state.wheel_speed)
-    force_x = jnp.clip(
-        before.force_x + extra / (time_step * radius),
-        jnp.minimum(before.force_x, after.force_x),
-        jnp.maximum(before.force_x, after.force_x),
-    )
+    force_x = before.force_x + extra / (time_step * radius)
+    force_x = jnp.clip(force_x, -peak.force_x, peak.force_x)
     body_x = force_x * cosine - after.force_y * sine
     body_y = force_x * sine + after.force_y * cosine
 
