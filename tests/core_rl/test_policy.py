@@ -96,7 +96,7 @@ def test_the_loaded_policy_acts_like_the_one_that_was_saved(policy):
     np.testing.assert_allclose(policy.act(obs), apply(make_params(), obs), atol=1e-6)
 
 
-@pytest.mark.parametrize("lead", [(), (1,), (7,), (2, 3)])
+@pytest.mark.parametrize("lead", [(), (2, 3)])
 def test_leading_axes_are_free(policy, lead):
     obs = some_obs(*lead)
     action = policy.act(obs)

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 import types
 
 import jax.numpy as jnp
@@ -221,6 +222,13 @@ def wandb_environment(monkeypatch):
         del os.environ[name]
 
 
+def wait_until(condition, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 class FakeRun:
     def __init__(self, failing=""):
         self.rows, self.failing, self.exit_code = [], failing, None
@@ -262,9 +270,10 @@ class TestWandb:
         runs = sorted((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
         assert len(runs) == 2
         for path in runs:
+            # W&B's own process may still be writing when finish returns.
+            wait_until(lambda path=path: b"12.625" in path.read_bytes())
             content = path.read_bytes()
             assert b"eval/lap_time" in content
-            assert b"12.625" in content
             assert ids[0].encode() in content
         assert os.environ["WANDB_CACHE_DIR"] == str(tmp_path / "wandb" / "cache")
 
