@@ -30,19 +30,18 @@ from jax import Array
 from projects.sophy import drivetrain as drivetrains
 from projects.sophy import track as tracks
 from projects.sophy import tyre as tyres
-from projects.sophy.car import AIR_DENSITY, GRAVITY, Car
-from projects.sophy.car import _load_target as steady_load
-from projects.sophy.drivetrain import MAX_GEARS
+from projects.sophy.car import AIR_DENSITY, GRAVITY, Car, steady_load
+from projects.sophy.drivetrain import LIMITER_BAND, MAX_GEARS
 from projects.sophy.track import NUM_NODES, Track
 from projects.sophy.tyre import Ground
 
-NUM_SPEEDS = 96  # of the envelope, evenly spaced in kinetic energy, as downforce and drag are
-NUM_FRACTIONS = 16  # of the lateral limit, denser towards it
+NUM_SPEEDS = 48  # of the envelope, evenly spaced in kinetic energy, as downforce and drag are
+NUM_FRACTIONS = 8  # of the lateral limit, denser towards it
 LOWEST_SPEED = 2.0  # [m/s]
-NUM_BISECTIONS = 18
-NUM_ANGLE_STEPS = 3  # slip angles and forces settle to 0.1 %
+NUM_BISECTIONS = 14
+NUM_ANGLE_STEPS = 6  # slip angles and forces settle to 0.1 %
 MAX_FRICTION = 3.0  # bounds every search: acceleration over load per mass
-FRONT = np.array([1.0, 1.0, 0.0, 0.0], np.float32)
+TURN = np.array([1.0, -1.0], np.float32)
 
 
 @struct.dataclass
@@ -114,46 +113,51 @@ def envelope(car: Car, ground: Ground) -> Envelope:
     """The accelerations that `car` can hold on a flat `ground`."""
     drivetrain = car.drivetrain
     share = drivetrains.wheel_share(drivetrain)
-    top = drivetrain.rev_limit / jnp.min(drivetrain.ratios) / jnp.sum(share / car.wheel_radius)
+    top = (
+        (drivetrain.rev_limit + LIMITER_BAND)
+        / jnp.min(drivetrain.ratios)
+        / jnp.sum(share / car.wheel_radius)
+    )
     energy = jnp.linspace(0.5 * LOWEST_SPEED**2, 0.5 * top * top, NUM_SPEEDS)
     along = jnp.linspace(0.0, 1.0, NUM_FRACTIONS)
     fraction = along * (2.0 - along)
 
-    def at_speed(speed: Array) -> tuple[Array, Array, Array]:
+    def at_point(speed: Array, direction: Array, fraction: Array) -> tuple[Array, Array]:
         highest = MAX_FRICTION * (
             GRAVITY + 0.5 * AIR_DENSITY * jnp.sum(car.downforce_area) * speed**2 / car.mass
         )
-        pull, spin = _engine(car, speed)
+        pull, spin, shifting = _engine(car, speed)
 
-        def holds(lateral: Array) -> Array:
-            balance = _balance(car, ground, speed, jnp.float32(0.0), lateral)
-            return (balance.usage <= 1.0) & (balance.drive <= balance.drive_limit)
+        # One search after the other in one compiled loop: for the lateral limit, then forwards or
+        # backwards at a fraction of it. There the tyres hold the speed; the engine may not, and
+        # what it loses is found below zero.
+        def search(limit: Array, turning: Array) -> tuple[Array, Array]:
+            def holds(value: Array) -> Array:
+                forward = jnp.where(turning, 0.0, direction * value)
+                lateral = jnp.where(turning, value, fraction * limit)
+                balance = _balance(car, ground, speed, forward, lateral)
+                tyres_hold = (balance.usage <= 1.0) & (balance.drive <= balance.drive_limit)
+                tyres_hold = tyres_hold & (-balance.drive <= balance.brake_limit)
+                engine_holds = jnp.any(balance.drive + spin * forward <= pull)
+                engine_holds = engine_holds | turning | (direction < 0.0)
+                return (tyres_hold | (value <= 0.0)) & engine_holds
 
-        lateral = _largest(holds, highest)
+            lowest = jnp.where(turning | (direction < 0.0), 0.0, -highest)
+            largest = _largest(holds, lowest, highest)
+            return jnp.where(turning, largest, limit), largest
 
-        def at_fraction(fraction: Array) -> tuple[Array, Array]:
-            def drives(forward: Array) -> Array:
-                balance = _balance(car, ground, speed, forward, fraction * lateral)
-                powered = jnp.any(balance.drive + spin * forward <= pull)
-                return (balance.usage <= 1.0) & (balance.drive <= balance.drive_limit) & powered
+        lateral, found = jax.lax.scan(search, jnp.zeros_like(speed), np.array([True, False]))
+        # Each gear begins with a shift, which is spread over the speed that the gear gains.
+        return lateral, found[1] / (1.0 + shifting * jnp.maximum(direction * found[1], 0.0))
 
-            def brakes(backward: Array) -> Array:
-                balance = _balance(car, ground, speed, -backward, fraction * lateral)
-                return (balance.usage <= 1.0) & (-balance.drive <= balance.brake_limit)
-
-            held = _balance(car, ground, speed, jnp.float32(0.0), fraction * lateral).drive
-            loss = jnp.minimum(jnp.max((pull - held) / (car.mass + spin)), 0.0)
-            return _largest(drives, highest) + loss, _largest(brakes, highest)
-
-        drive, brake = jax.vmap(at_fraction)(fraction)
-        return lateral, drive, brake
-
-    lateral, drive, brake = jax.vmap(at_speed)(jnp.sqrt(2.0 * energy))
-    return Envelope(energy=energy, lateral=lateral, drive=drive, brake=brake)
+    each = jax.vmap(at_point, (None, None, 0))
+    each = jax.vmap(jax.vmap(each, (None, 0, None)), (0, None, None))
+    lateral, gain = each(jnp.sqrt(2.0 * energy), np.array([1.0, -1.0], np.float32), fraction)
+    return Envelope(energy=energy, lateral=lateral[:, 0, 0], drive=gain[:, 0], brake=gain[:, 1])
 
 
-def _largest(feasible: Callable[[Array], Array], highest: Array) -> Array:
-    """The largest number in [0, highest] up to which `feasible` holds, 0 included, by bisection."""
+def _largest(feasible: Callable[[Array], Array], low: Array, high: Array) -> Array:
+    """The largest number in [low, high] up to which `feasible` holds, `low` included; bisection."""
 
     def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
@@ -161,11 +165,12 @@ def _largest(feasible: Callable[[Array], Array], highest: Array) -> Array:
         holds = feasible(middle)
         return jnp.where(holds, middle, low), jnp.where(holds, high, middle)
 
-    return jax.lax.fori_loop(0, NUM_BISECTIONS, halve, (jnp.zeros_like(highest), highest))[0]
+    return jax.lax.fori_loop(0, NUM_BISECTIONS, halve, (low, high))[0]
 
 
-def _engine(car: Car, speed: Array) -> tuple[Array, Array]:
-    """Full-throttle force at the wheels [G] [N] and mass equivalent of all that spins [G] [kg].
+def _engine(car: Car, speed: Array) -> tuple[Array, Array, Array]:
+    """What the gears do at full throttle: force at the wheels [G] [N], mass that stands for all
+    that spins [G] [kg], time lost in shifts per gain of speed [] [s^2/m].
 
     A gear that the gearbox would have left pulls with -inf.
     """
@@ -178,48 +183,77 @@ def _engine(car: Car, speed: Array) -> tuple[Array, Array]:
     torque = jax.vmap(drivetrains.engine_torque, (None, 0, None))(
         drivetrain, engine_speed, jnp.float32(1.0)
     )
-    usable = (turning <= drivetrain.shift_up) & (gear < drivetrain.num_gears)
-    usable = usable | (gear == drivetrain.num_gears)
+    # The speeds at which the gears are left; the last one is kept beyond its own.
+    left = jnp.where(gear < drivetrain.num_gears, drivetrain.shift_up, drivetrain.rev_limit)
+    left = left / (drivetrain.ratios * per_radius)
+    usable = (speed <= left) | (gear == drivetrain.num_gears)
+    usable = usable & (gear <= drivetrain.num_gears)
+    gained = jnp.diff(left, prepend=-jnp.inf)[jnp.argmax(usable)]
     pull = torque * drivetrain.ratios * drivetrain.efficiency * per_radius
     closed = turning >= drivetrain.launch
     engine = jnp.where(closed, drivetrain.inertia * (drivetrain.ratios * per_radius) ** 2, 0.0)
     wheels = jnp.sum(car.wheel_inertia / car.wheel_radius**2)
-    return jnp.where(usable, pull, -jnp.inf), engine + wheels
+    return jnp.where(usable, pull, -jnp.inf), engine + wheels, drivetrain.shift_time / gained
 
 
 def _balance(car: Car, ground: Ground, speed: Array, forward: Array, lateral: Array) -> _Balance:
     """What a forward and a lateral acceleration [m/s^2] (along and across the line) take."""
     load = steady_load(car, speed, jnp.stack([forward, lateral]))
-    peak = tyres.peak(car.tyre, load, ground)
-    front, rear = car.wheel_x[0], car.wheel_x[3]
-    towards = car.mass * lateral * jnp.stack([-rear, front]) / (front - rear)
-    radius = _mean(car.wheel_radius)
-    axle_drive = jnp.stack([car.drivetrain.front_share, 1.0 - car.drivetrain.front_share]) / radius
-    axle_brake = jnp.stack([car.brake_bias, 1.0 - car.brake_bias]) / radius
+    # Axles by sides from here on, [2, 2]; in a left turn the left side is the inner one.
+    peak = jax.tree.map(lambda leaf: leaf.reshape(2, 2), tyres.peak(car.tyre, load, ground))
+    force_x, force_y = jnp.sum(peak.force_x, axis=1), jnp.sum(peak.force_y, axis=1)
+    shape, stretch, angle = peak.shape[:, 0], peak.stretch[:, 0], jnp.mean(peak.angle, axis=1)
+    radius, arm = car.wheel_radius[0::2], car.wheel_x[0::2]
+    drivetrain = car.drivetrain
+    axle_drive = _axles(drivetrain.front_share) / radius
+    axle_brake = _axles(car.brake_bias) / radius
     split = jnp.where(forward < 0.0, axle_brake, axle_drive)
     split = split / jnp.sum(split)
     resistance = 0.5 * AIR_DENSITY * car.drag_area * speed * speed + jnp.sum(ground.rolling * load)
+    push = car.mass * forward + resistance
+    turn = -car.mass * lateral * arm[::-1] * TURN
+    preload, ramp = drivetrain.lock_preload[:2], drivetrain.lock_ramp[:2]
+    # On a shaft that is locked the slip ratios differ by the ratio of the wheels' paths.
+    half_track = car.wheel_y[0::2]
+    apart = 2.0 * half_track * lateral / speed**2
 
-    tangent = jnp.zeros(2)
-    drive, usage = resistance, tangent
-    for _ in range(NUM_ANGLE_STEPS):
+    def settle(_: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
+        tangent, gain, drive, _, _ = state
+        # A coupling pushes with the inner wheel and drags with the outer one, against the turn.
+        stiffness = gain * peak.force_x / peak.ratio
+        inner, outer = stiffness[:, 0], stiffness[:, 1]
+        shaft = split * drive
+        outer_slip = (shaft - inner * apart) / (inner + outer)
+        inner_slip = outer_slip + apart
+        bound = preload / radius + ramp * jnp.maximum(shaft, 0.0)
+        moved = jnp.clip(0.5 * (inner * inner_slip - outer * outer_slip), -bound, bound)
+        moment = jnp.sum(2.0 * half_track * moved)
+        towards = (turn + moment * TURN) / (arm[0] - arm[1])
+
         secant = jnp.sqrt(1.0 + tangent * tangent)
-        drive = car.mass * forward + resistance + jnp.sum(towards * tangent)
-        drive = drive / jnp.sum(split * secant)
-        usage = (towards * secant - split * drive * tangent) / (2.0 * _mean(peak.force_y))
-        total = jnp.sqrt((split * drive / (2.0 * _mean(peak.force_x))) ** 2 + usage**2 + 1e-8)
-        angle = jnp.arcsin(jnp.minimum(total, 1.0)) / _mean(peak.shape)
-        tangent = _mean(peak.angle) * jnp.tan(angle) / _mean(peak.stretch) * usage / total
+        drive = (push + jnp.sum(towards * tangent)) / jnp.sum(split * secant)
+        usage = (towards * secant - split * drive * tangent) / force_y
+        total = jnp.sqrt((split * drive / force_x) ** 2 + usage * usage + 1e-8)
+        slip = jnp.tan(jnp.arcsin(jnp.minimum(total, 1.0)) / shape) / stretch * usage / total
+        ratio = jnp.stack([inner_slip, outer_slip], axis=1) / peak.ratio
+        rho = jnp.sqrt(ratio * ratio + (slip * slip)[:, None] + 1e-8)
+        gain = jnp.sin(peak.shape * jnp.arctan(peak.stretch * rho)) / rho
+        return angle * slip, gain, drive, usage, slip
 
-    # What the ellipse leaves, as torque at each wheel.
-    left = jnp.sqrt(jnp.maximum(1.0 - usage * usage, 0.0))
-    torque = peak.force_x * car.wheel_radius * jnp.repeat(left, 2, total_repeat_length=4)
-    preload, ramp = car.drivetrain.lock_preload, car.drivetrain.lock_ramp
-    half = jnp.float32(0.5)
-    axles = [_shared(half, torque[2 * i], torque[2 * i + 1], preload[i], ramp[i]) for i in (0, 1)]
-    driven = _shared(car.drivetrain.front_share, *axles, preload[2], ramp[2])
-    bias = 0.5 * jnp.where(FRONT > 0, car.brake_bias, 1.0 - car.brake_bias)
-    pedal = jnp.min(jnp.where(bias > 0.0, torque / bias, jnp.inf))
+    zero = jnp.zeros(2)
+    state = (zero, jnp.ones((2, 2)), push, zero, zero)
+    _, _, drive, usage, slip = jax.lax.fori_loop(0, NUM_ANGLE_STEPS, settle, state)
+
+    # What the slip angle leaves to each wheel and the ellipse to each axle, as torques.
+    wheel = peak.force_x * (radius * jnp.sqrt(jnp.maximum(1.0 - slip * slip, 0.0)))[:, None]
+    axle = force_x * radius * jnp.sqrt(jnp.maximum(1.0 - usage * usage, 0.0))
+    shafts = jnp.minimum(axle, _shared(jnp.float32(0.5), wheel[:, 0], wheel[:, 1], preload, ramp))
+    driven = _shared(
+        drivetrain.front_share, *shafts, drivetrain.lock_preload[2], drivetrain.lock_ramp[2]
+    )
+    bias = _axles(car.brake_bias)
+    braked = jnp.minimum(axle, 2.0 * jnp.min(wheel, axis=1))
+    pedal = jnp.min(jnp.where(bias > 0.0, braked / bias, jnp.inf))
     return _Balance(
         drive=drive,
         drive_limit=driven * jnp.sum(axle_drive),
@@ -228,9 +262,9 @@ def _balance(car: Car, ground: Ground, speed: Array, forward: Array, lateral: Ar
     )
 
 
-def _mean(wheels: Array) -> Array:
-    """Means over the front and the rear wheels, [4] -> [2]."""
-    return jnp.mean(wheels.reshape(2, 2), axis=1)
+def _axles(front: Array) -> Array:
+    """The front's and the rear's part, [2]."""
+    return jnp.stack([front, 1.0 - front])
 
 
 def _shared(share: Array, first: Array, second: Array, preload: Array, ramp: Array) -> Array:
