@@ -49,6 +49,9 @@ class BraxExperiment:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
+CONFIG = BraxExperiment()
+
+
 def make_env(spec: str) -> Env:
     """The environment of `brax:NAME[:BACKEND]`; raises UsageError."""
     kind, _, rest = spec.partition(":")
@@ -111,4 +114,4 @@ def train(config: BraxExperiment) -> int:
 
 
 if __name__ == "__main__":
-    flags.main(train, BraxExperiment())
+    flags.main(train, CONFIG)

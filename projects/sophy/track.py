@@ -21,6 +21,8 @@ from jax import Array
 from numpy.typing import ArrayLike
 from scipy.interpolate import splev, splprep
 
+from core_rl.errors import UserError
+
 NUM_NODES = 2048  # a power of two: wrapping an index is a bit mask
 
 # Columns of a node's row, in the distance u [m] from the node: the centre line is the cubic with
@@ -41,7 +43,7 @@ MAX_WALL_BEND = 0.9  # curvature * inner wall distance, where the run-off is wha
 DENSE = 16  # samples per node when measuring arc length
 
 
-class CircuitError(ValueError):
+class CircuitError(UserError):
     """What is wrong with a circuit; `row` is the index of the offending point, if one is."""
 
     def __init__(self, reason: str, row: int | None = None):
