@@ -18,8 +18,9 @@ class RunningStats:
 
 
 def init_stats(num_features: int) -> RunningStats:
-    zeros = jnp.zeros(num_features)
-    return RunningStats(count=jnp.zeros(()), mean=zeros, deviation=zeros)
+    # Two arrays, not one twice: a buffer cannot be donated twice.
+    mean, deviation = jnp.zeros(num_features), jnp.zeros(num_features)
+    return RunningStats(count=jnp.zeros(()), mean=mean, deviation=deviation)
 
 
 def update_stats(stats: RunningStats, batch: jax.Array, enabled: jax.Array) -> RunningStats:
