@@ -30,7 +30,11 @@ def make_evaluator(
             action, policy_carry = agent.greedy(agent_state, policy_carry, named_obs(state))
             state = jax.vmap(env.step)(state, action)
             gains = {**state.metrics, "return": state.reward, "steps": jnp.ones(num_episodes)}
-            totals = {name: total + alive * gains[name] for name, total in totals.items()}
+            # Selected, not multiplied: what follows a termination may not even be finite.
+            totals = {
+                name: total + jnp.where(alive > 0.0, gains[name], 0.0)
+                for name, total in totals.items()
+            }
             alive = alive * (1.0 - state.done)
             return (state, policy_carry, alive, totals), None if trace is None else trace(state)
 
