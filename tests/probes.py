@@ -16,6 +16,9 @@ PROBES = ("constant", "terminal", "observation", "privileged", "action", "clock"
 # Steps after which the episodes of the probes are truncated; the discount of the values below.
 PROBE_LENGTH, PROBE_DISCOUNT = 5, 0.9
 
+# For jit: compiling costs more than running in these tests, and less optimisation halves it.
+QUICK_COMPILE: dict[str, Any] = {"xla_backend_optimization_level": 1}
+
 
 class Plain(Env):
     """What brax's interface asks of every environment and nothing here reads."""
