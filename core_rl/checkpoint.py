@@ -129,7 +129,8 @@ class Checkpointer:
         """Fails now in one line where orbax would fail halfway; sees quotas as well as the disk."""
         try:
             with tempfile.TemporaryFile(dir=self._directory) as file:
-                os.posix_fallocate(file.fileno(), 0, max(needed, 1))
+                if hasattr(os, "posix_fallocate"):  # not on macOS
+                    os.posix_fallocate(file.fileno(), 0, max(needed, 1))
         except OSError as error:
             free = shutil.disk_usage(self._directory).free
             cause = "disk full: " if error.errno in DISK_FULL else ""

@@ -33,7 +33,7 @@ PLACEHOLDERS |= {"#0000f0": "var(--muted)", "#0000f1": "var(--rule)"}
 SERIES, (TEXT, RULE) = list(PLACEHOLDERS)[:NUM_COLOURS], list(PLACEHOLDERS)[NUM_COLOURS:]
 
 
-class ReportError(ValueError):
+class ReportError(UserError):
     """Content that cannot stand in a report; the message is one line."""
 
 

@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from core_rl.errors import UserError
 
-class DriveError(ValueError):
+
+class DriveError(UserError):
     """A record that cannot be drawn; the message is one line."""
 
 
