@@ -13,10 +13,15 @@ balance asks for and alpha the slip angle that goes with it,
 
     N = Fy cos alpha + Fx sin alpha,   (Fx / mu_x Fz)^2 + (Fy / mu_y Fz)^2 <= 1
 
-so cornering costs speed (Fy sin alpha) as it does in the simulator. The driver is ideal, the car is
-not: left and right brake torques are equal and their front part is `brake_bias`, an inner wheel can
-spin as far as the differential lets it. Left out: the yaw moments of accelerating a yaw rate and of
-unequal drive forces, the slip in the engine's speed, shift times and engine braking.
+so cornering costs speed (Fy sin alpha) as it does in the simulator, and so do differentials, which
+push against the turn. The driver is ideal, the car is not: left and right brake torques are equal,
+their front part is `brake_bias`, and an inner wheel spins as far as the differential lets it. Left
+out: the moment that turns the car in, wheel slip in the engine's speed, engine braking together
+with the inertia of what spins while braking (about equal and opposite).
+
+Against the simulator: on circles of 15, 40 and 150 m a steering controller holds every car of the
+catalogue on its line up to 97 to 102 % of this speed; on a straight, accelerating takes 2 to 4 %
+more way than here and braking within 5 % of it.
 """
 
 from collections.abc import Callable
@@ -41,7 +46,7 @@ LOWEST_SPEED = 2.0  # [m/s]
 NUM_BISECTIONS = 14
 NUM_ANGLE_STEPS = 6  # slip angles and forces settle to 0.1 %
 MAX_FRICTION = 3.0  # bounds every search: acceleration over load per mass
-TURN = np.array([1.0, -1.0], np.float32)
+TURN = np.array([1.0, -1.0], np.float32)  # what a moment against the turn asks of the two axles
 
 
 @struct.dataclass
@@ -78,17 +83,13 @@ class _Balance:
     usage: Array  # [] part of the weaker axle's lateral force in use, above 1 it slides [-]
 
 
+@jax.jit
 def reference_lap(car: Car, track: Track, *, offset: Array | None = None) -> ReferenceLap:
     """The lap of `car` on the centre line, or on the line at lateral offsets [N] [m] from it.
 
     `offset` holds at the circuit's nodes, left positive, and must be smooth: its second derivative
     is part of the line's curvature.
     """
-    return _reference_lap(car, track, offset)
-
-
-@jax.jit
-def _reference_lap(car: Car, track: Track, offset: Array | None) -> ReferenceLap:
     road = track.road
     ground = Ground(
         *(
@@ -146,13 +147,15 @@ def envelope(car: Car, ground: Ground) -> Envelope:
             largest = _largest(holds, lowest, highest)
             return jnp.where(turning, largest, limit), largest
 
-        lateral, found = jax.lax.scan(search, jnp.zeros_like(speed), np.array([True, False]))
+        lateral, found = jax.lax.scan(search, jnp.zeros_like(speed), jnp.array([True, False]))
         # Each gear begins with a shift, which is spread over the speed that the gear gains.
-        return lateral, found[1] / (1.0 + shifting * jnp.maximum(direction * found[1], 0.0))
+        slowing = 0.5 * AIR_DENSITY * car.drag_area * speed**2 / car.mass
+        lost = jnp.where((direction > 0.0) & (found[1] > 0.0), found[1] + slowing, 0.0)
+        return lateral, found[1] / (1.0 + shifting * lost)
 
     each = jax.vmap(at_point, (None, None, 0))
     each = jax.vmap(jax.vmap(each, (None, 0, None)), (0, None, None))
-    lateral, gain = each(jnp.sqrt(2.0 * energy), np.array([1.0, -1.0], np.float32), fraction)
+    lateral, gain = each(jnp.sqrt(2.0 * energy), jnp.array([1.0, -1.0]), fraction)
     return Envelope(energy=energy, lateral=lateral[:, 0, 0], drive=gain[:, 0], brake=gain[:, 1])
 
 
@@ -169,8 +172,8 @@ def _largest(feasible: Callable[[Array], Array], low: Array, high: Array) -> Arr
 
 
 def _engine(car: Car, speed: Array) -> tuple[Array, Array, Array]:
-    """What the gears do at full throttle: force at the wheels [G] [N], mass that stands for all
-    that spins [G] [kg], time lost in shifts per gain of speed [] [s^2/m].
+    """Full-throttle force at the wheels [G] [N], mass that stands for all that spins [G] [kg], and
+    time lost in shifts per gain of speed [] [s^2/m].
 
     A gear that the gearbox would have left pulls with -inf.
     """
@@ -248,9 +251,8 @@ def _balance(car: Car, ground: Ground, speed: Array, forward: Array, lateral: Ar
     wheel = peak.force_x * (radius * jnp.sqrt(jnp.maximum(1.0 - slip * slip, 0.0)))[:, None]
     axle = force_x * radius * jnp.sqrt(jnp.maximum(1.0 - usage * usage, 0.0))
     shafts = jnp.minimum(axle, _shared(jnp.float32(0.5), wheel[:, 0], wheel[:, 1], preload, ramp))
-    driven = _shared(
-        drivetrain.front_share, *shafts, drivetrain.lock_preload[2], drivetrain.lock_ramp[2]
-    )
+    centre = drivetrain.lock_preload[2], drivetrain.lock_ramp[2]
+    driven = _shared(drivetrain.front_share, shafts[0], shafts[1], *centre)
     bias = _axles(car.brake_bias)
     braked = jnp.minimum(axle, 2.0 * jnp.min(wheel, axis=1))
     pedal = jnp.min(jnp.where(bias > 0.0, braked / bias, jnp.inf))
