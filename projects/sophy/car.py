@@ -13,10 +13,10 @@ The wheels are stiff (thousands per second at walking pace), so each spin is upd
 Fx is linearised in w alone, w+ = w + dt (T - R Fx) / (Iw + dt R dFx/dw), with dFx/dw >= 0 and a
 denominator just large enough that Fx alone never carries a wheel past free rolling. The body then
 feels that linearised Fx, up to the tyre's peak: what the road gives to a wheel it takes from the
-body, so that no step creates energy. Brake and rolling resistance are friction
-impulses that can stop a wheel but not turn it back. The body moves by a symplectic Euler step in
-which the frame's own rotation is exact, and the yaw inertia is raised where the tyres' yaw damping,
-at walking pace, would overshoot. 5 ms is a good step, 1 ms a reference.
+body, so that no step creates energy. Brake and rolling resistance are friction impulses that can
+stop a wheel but not turn it back. The body moves by a symplectic Euler step in which the frame's
+own rotation is exact, and the yaw inertia is raised where the tyres' yaw damping, at walking pace,
+would overshoot. 5 ms is a good step, 1 ms a reference.
 
 Wheels are ordered FL FR RL RR; x points forward, y left, yaw is anticlockwise. There is no reverse
 gear, no suspension travel and no road slope.
@@ -219,8 +219,8 @@ def step(car: Car, state: CarState, command: Command, ground: Ground, time_step:
     acceleration_x = (jnp.sum(body_x) - air * forward) / car.mass
     acceleration_y = (jnp.sum(body_y) - air * left) / car.mass
     moment = jnp.sum(car.wheel_x * body_y - car.wheel_y * body_x)
-    damping = jnp.sum(after.secant_y * scale * car.wheel_x * car.wheel_x)
-    yaw_rate += time_step * moment / jnp.maximum(car.yaw_inertia, time_step * damping)
+    damping = scale * (after.secant_y * car.wheel_x**2 + after.secant_x * car.wheel_y**2)
+    yaw_rate += time_step * moment / jnp.maximum(car.yaw_inertia, time_step * jnp.sum(damping))
     forward = forward + time_step * acceleration_x
     left = left + time_step * acceleration_y
     # The body frame turns under the velocity: a Cayley rotation keeps its length exactly.

@@ -54,7 +54,7 @@ yaw_inertia    kgm2  25L    1400e       2200e    1750e  2050e     1900e     900e
 wheelbase      m     1.045L 2.31M       2.70C    2.497B 2.457R    2.57H     3.10T     3.40P   3.60T
 front_arm      m     .645L  1.155e      1.013C   1.25e  1.499e    1.23e     1.906T    1.80P   1.968T
 height         m     .25L   .46e        .53e     .42e   .46e      .48e      .345T     .30P    .335T
-roll_share     -     .45e   .55e        .48e     .56e   .60e      .50e      .55e      .50P    .55e
+roll_share     -     .20e   .55e        .48e     .56e   .60e      .50e      .55e      .50P    .55e
 track_front    m     1.055L 1.495M      1.60e    1.65e  1.60e     1.665H    1.30T     1.46P   1.60T
 track_rear     m     1.20L  1.505M      1.59e    1.65e  1.55e     1.665H    1.30T     1.46P   1.60T
 radius_front   m     .139L  .300D       .322D    .325e  .336D     .318e     .345T     .33P    .330T

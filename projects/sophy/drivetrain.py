@@ -14,7 +14,7 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-NUM_POINTS = 12  # torque table, evenly spaced from idle to the rev limit
+NUM_POINTS = 16  # torque table, evenly spaced from idle to the rev limit
 MAX_GEARS = 8
 LIMITER_BAND = 50.0  # the torque fades out over this range above the rev limit [rad/s]
 
