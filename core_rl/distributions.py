@@ -1,4 +1,7 @@
-"""The policy's distribution: a diagonal normal squashed by tanh (Haarnoja et al. 2018, appendix C)."""
+"""The policy's distribution: a diagonal normal squashed by tanh.
+
+Haarnoja et al. 2018 (arXiv 1812.05905), appendix C.
+"""
 
 import jax
 import jax.numpy as jnp

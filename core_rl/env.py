@@ -6,7 +6,7 @@ environment's `done`) apart from `truncated` (the clock, from `episode_length`),
 true last observation, and every episode begins with a real `reset` under a fresh key.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -60,7 +60,7 @@ class EnvLoop(NamedTuple):
 
 def named_obs(state: State) -> Obs:
     """An environment with a plain observation array has the single entry `state`."""
-    return state.obs if isinstance(state.obs, dict) else {"state": state.obs}
+    return dict(state.obs) if isinstance(state.obs, Mapping) else {"state": state.obs}  # pyright: ignore[reportReturnType]
 
 
 def example_obs(env: Env) -> Obs:

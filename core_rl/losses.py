@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 
 def quantile_huber_loss(quantiles: jax.Array, targets: jax.Array, kappa: float = 1.0) -> jax.Array:
-    """Sum over predicted quantiles `[Q]` of the mean over `targets` `[M]` of the Huber pinball loss.
+    """Sum over predicted quantiles `[Q]` of the mean Huber pinball loss over `targets` `[M]`.
 
     With `delta_ij = target_j - quantile_i` and the midpoints `tau_i = (i + 1/2) / Q`:
     `sum_i mean_j |tau_i - 1{delta_ij < 0}| huber(delta_ij) / kappa`. Targets get no gradient.

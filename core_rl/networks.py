@@ -79,10 +79,14 @@ def make_mlp(
 ) -> Network:
     """A feed-forward network of input parts `[..., input_sizes[i]]` to `[..., output_size]`."""
     module = MLP(tuple(hidden), output_size, activation, layer_norm)
-    return Network(
-        init=lambda key: module.init(key, tuple(map(jnp.zeros, input_sizes)))["params"],
-        apply=lambda params, inputs: module.apply({"params": params}, inputs),
-    )
+
+    def apply(params: Params, inputs: Inputs) -> jax.Array:
+        return module.apply({"params": params}, inputs)  # pyright: ignore[reportReturnType]
+
+    def init(key: Key) -> Params:
+        return module.init(key, tuple(map(jnp.zeros, input_sizes)))["params"]
+
+    return Network(init=init, apply=apply)
 
 
 def make_ensemble(network: Network, num_members: int) -> Network:

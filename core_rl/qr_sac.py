@@ -10,6 +10,7 @@ there is no dropout. Re-initialisation follows Nikishin et al. 2022 (arXiv 2205.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import chex
@@ -103,21 +104,21 @@ class Hypers(NamedTuple):
 
 @struct.dataclass
 class Networks:
-    """Everything that a re-initialisation replaces."""
+    """Everything that a re-initialisation replaces; what `deploy` strips is None."""
 
     actor: Params
     critics: Params  # [C, ...]
     target_critics: Params  # [C, ...]
     actor_average: Params  # decayed average of the actor; None where that is off
-    actor_opt: optax.OptState
-    critics_opt: optax.OptState
+    actor_opt: optax.OptState | None
+    critics_opt: optax.OptState | None
 
 
 @struct.dataclass
 class QRSACState:
     networks: Networks
     log_alpha: jax.Array  # []
-    alpha_opt: optax.OptState
+    alpha_opt: optax.OptState | None
     obs_stats: dict[str, RunningStats]  # one per observation entry in use
     hypers: Hypers
     num_updates: jax.Array  # [] int32
@@ -141,11 +142,14 @@ def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
         def sizes(entries):
             return tuple(obs_stats[name].mean.shape[-1] for name in entries)
 
-        body = dict(activation=config.activation, layer_norm=config.layer_norm)
-        actor = make_mlp(sizes(config.actor_obs), 2 * action_size, config.hidden, **body)
-        critic = make_mlp(
-            (*sizes(config.critic_obs), action_size), config.num_quantiles, config.hidden, **body
+        make_body = functools.partial(
+            make_mlp,
+            hidden=config.hidden,
+            activation=config.activation,
+            layer_norm=config.layer_norm,
         )
+        actor = make_body(sizes(config.actor_obs), 2 * action_size)
+        critic = make_body((*sizes(config.critic_obs), action_size), config.num_quantiles)
         return actor, make_ensemble(critic, config.num_critics)
 
     def read(entries: tuple[str, ...], stats: dict[str, RunningStats], obs: Obs) -> Inputs:

@@ -1,6 +1,6 @@
 """Replay: one ring of transitions, tables as rings of indices into it, n-step folded when sampled.
 
-Time-major: a *row* is what `N` parallel environments produced in one step, and transition `(row, e)`
+Time-major: a *row* is what `N` parallel environments produced in one step; transition `(row, e)`
 lives at `(row mod R) * N + e`, so that the next step of the same environment is `N` further on. A
 table holds `(row, e)` of the transitions that belong to it; one transition may be in many tables
 (multi-table replay of Wurman et al. 2022: every batch takes a fixed share from each). Rows are
@@ -149,6 +149,7 @@ def make_replay(
         )
         tables = state.tables
         if tables is not None:
+            assert table_mask is not None, "tables need a table_mask"
             chex.assert_shape(table_mask, (num_envs, num_tables))
             tables = add_to_tables(tables, state.num_rows, table_mask)
         return ReplayState(storage=storage, num_rows=state.num_rows + 1, tables=tables)
@@ -163,14 +164,16 @@ def make_replay(
     def draw_table(
         state: ReplayState, key: Key, table: int, count: int
     ) -> tuple[jax.Array, jax.Array]:
+        tables = state.tables
+        assert tables is not None
         table_key, uniform_key = jax.random.split(key)
-        alive = jnp.minimum(state.tables.present[table], table_length)
+        alive = jnp.minimum(tables.present[table], table_length)
         age = jax.random.randint(table_key, (count,), 0, jnp.maximum(alive, 1))
-        entry = (state.tables.cursor[table] - 1 - age) % table_length
+        entry = (tables.cursor[table] - 1 - age) % table_length
         uniform_row, uniform_env = draw_uniform(state, uniform_key, count)
         return (
-            jnp.where(alive > 0, state.tables.row[table, entry], uniform_row),
-            jnp.where(alive > 0, state.tables.env[table, entry], uniform_env),
+            jnp.where(alive > 0, tables.row[table, entry], uniform_row),
+            jnp.where(alive > 0, tables.env[table, entry], uniform_env),
         )
 
     def gather(state: ReplayState, row: jax.Array, env: jax.Array, discount: jax.Array) -> Batch:

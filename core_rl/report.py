@@ -24,6 +24,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
+from core_rl.errors import UserError
+
 NUM_TILES = 4
 # Okabe and Ito, "Color Universal Design" (2008). The page gives each a value per theme, so the
 # drawings hold a placeholder that is replaced by the page's variable.

@@ -156,7 +156,7 @@ def make_trainer(
             "ended_return": jnp.sum(jnp.where(info.ended, info.episode_return, 0.0)),
             "ended_steps": jnp.sum(jnp.where(info.ended, info.num_steps, 0).astype(jnp.float32)),
         }
-        state = state.replace(agent=learner, carry=carry, replay=memory, slots=slots)
+        state = dataclasses.replace(state, agent=learner, carry=carry, replay=memory, slots=slots)
         return state, (experience, jax.tree.map(jnp.mean, losses))
 
     def epoch(state: TrainState) -> tuple[TrainState, Metrics]:
@@ -177,6 +177,6 @@ def make_trainer(
             "rollout/episode_return": ended_return,
             "rollout/episode_steps": ended_steps,
         }
-        return state.replace(key=next_key, epoch=state.epoch + 1), metrics
+        return dataclasses.replace(state, key=next_key, epoch=state.epoch + 1), metrics
 
     return Trainer(init=init, epoch=epoch)

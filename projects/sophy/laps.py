@@ -103,9 +103,7 @@ def summarise(trace: dict[str, np.ndarray], env: TimeTrial, num_laps: int) -> La
 def shorten(drive: Drive, num_laps: int) -> Drive:
     """The first `num_laps` laps of a record."""
     part = drive.lap < drive.lap[0] + num_laps
-    fields = {
-        name: getattr(drive, name)[part] for name in vars(drive) if name != "car_size"
-    }
+    fields = {name: getattr(drive, name)[part] for name in vars(drive) if name != "car_size"}
     return Drive(car_size=drive.car_size, **fields)
 
 

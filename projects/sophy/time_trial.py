@@ -91,7 +91,7 @@ class TimeTrial(Env):
     Raises ValueError (circuit, car) with one clear line.
     """
 
-    def __init__(self, config: TimeTrialConfig = TimeTrialConfig()):  # noqa: B008
+    def __init__(self, config: TimeTrialConfig = TimeTrialConfig()):
         self.config = config
         self.track: Track = load_circuit(config.circuit)
         self.car: Car = load_car(config.car)
@@ -194,7 +194,8 @@ class TimeTrial(Env):
         progress = tracks.wrap_difference(track, s, previous.s)
         return self._count_laps(
             previous,
-            previous.replace(  # pyright: ignore[reportAttributeAccessIssue]
+            dataclasses.replace(
+                previous,
                 motion=motion,
                 placement=place(tracks.at(track, s), motion),
                 s=s,
@@ -215,7 +216,8 @@ class TimeTrial(Env):
         beyond = current.s / jnp.maximum(current.progress, 1e-6) * CONTROL_STEP
         clock = previous.lap_clock + CONTROL_STEP
         flying = begins & (previous.laps_begun > 0)
-        return current.replace(  # pyright: ignore[reportAttributeAccessIssue]
+        return dataclasses.replace(
+            current,
             crossings=crossings,
             laps_begun=jnp.maximum(previous.laps_begun, crossings),
             lap_clock=jnp.where(begins, beyond, clock),

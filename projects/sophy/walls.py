@@ -7,6 +7,8 @@ pushed out. Walls are curves of constant offset in course coordinates, so the co
 on the circuit.
 """
 
+import dataclasses
+
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
@@ -90,7 +92,8 @@ def collide(
     impulse_y = -push * out_y - drag * along_y
     way_out = jnp.maximum(deepest, 0.0) * side
     left = jnp.stack([-point.tangent[1], point.tangent[0]])
-    state = state.replace(
+    state = dataclasses.replace(
+        state,
         position=state.position - way_out * left,
         velocity=state.velocity + jnp.stack([impulse_x, impulse_y]) / car.mass,
         yaw_rate=state.yaw_rate + (x * impulse_y - y * impulse_x) / car.yaw_inertia,

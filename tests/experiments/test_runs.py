@@ -1,0 +1,284 @@
+"""Runs as a user starts them: resume after a kill, signals, a full disk, bad commands.
+
+The general experiment on brax's trivial environment stands for all, since everything here happens
+in `core_rl.launch` and `core_rl.flags`, which all experiments share.
+"""
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from core_rl import flags
+from core_rl.checkpoint import Checkpointer
+from core_rl.launch import run
+from core_rl.policy import load_policy
+from core_rl.tracking import read_metrics
+from experiments import qr_sac, sophy_evaluate, sophy_time_trial
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "--env=brax:fast",
+    "--agent.hidden=8",
+    "--agent.batch_size=16",
+    "--agent.num_quantiles=4",
+    "--train.num_envs=4",
+    "--train.steps_per_epoch=4",
+    "--train.updates_per_step=2",
+    "--train.warmup_steps=4",
+    "--train.replay_capacity=256",
+    "--episode_length=5",
+    "--run.evaluate_every=2",
+    "--run.checkpoint_every=2",
+    "--run.wandb.mode=disabled",
+]
+
+
+def command(*arguments, module="experiments.qr_sac"):
+    return [sys.executable, "-m", module, *arguments]
+
+
+def start(*arguments, module="experiments.qr_sac", **options):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command(*arguments, module=module),
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def rows_of(workdir):
+    path = workdir / "metrics.jsonl"
+    return read_metrics(path) if path.exists() else []
+
+
+def wait_for_rows(process, workdir, count, seconds=120):
+    deadline = time.monotonic() + seconds
+    while len(rows_of(workdir)) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"no {count} rows in {seconds} s"
+        time.sleep(0.02)
+
+
+def final_state(workdir, arguments, epoch):
+    config = flags.parse(qr_sac.CONFIG, arguments)
+    init = qr_sac.make_experiment(config).trainer.init
+    template = jax.eval_shape(init, jax.random.key(0))
+    checkpointer = Checkpointer(workdir / "checkpoints")
+    state = checkpointer.restore(epoch, template)
+    checkpointer.close()
+    return state
+
+
+def as_bytes(leaf):
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf).tobytes()
+
+
+def test_a_killed_run_resumes_bit_for_bit(tmp_path):
+    """2N epochs in one go = N and a bit more, kill -9, the same command again: all of the state,
+    replay included, and all metrics."""
+    arguments = [*TINY, "--train.num_epochs=400"]
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    whole = start(*arguments, f"--workdir={straight}")
+    _, errors = whole.communicate(timeout=300)
+    assert whole.returncode == 0, errors
+
+    killed = start(*arguments, f"--workdir={broken}")
+    wait_for_rows(killed, broken, 101)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate(timeout=60)
+    before = rows_of(broken)
+    assert 101 <= len(before) < 400
+    again = start(*arguments, f"--workdir={broken}")
+    _, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
+    assert "resuming" in errors
+
+    one, other = (final_state(path, arguments, 400) for path in (straight, broken))
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    assert [as_bytes(leaf) for leaf in jax.tree.leaves(one)] == [
+        as_bytes(leaf) for leaf in jax.tree.leaves(other)
+    ]
+
+    def learnt(rows):
+        skipped = "time/"
+        return [
+            {name: str(value) for name, value in row.items() if not name.startswith(skipped)}
+            for row in rows
+        ]
+
+    assert learnt(rows_of(straight)) == learnt(rows_of(broken))
+    # What the killed process recorded after its last checkpoint is kept aside, not lost.
+    superseded = broken / "metrics.superseded.jsonl"
+    kept = read_metrics(superseded) if superseded.exists() else []
+    resumed_after = json.loads((broken / "record.json").read_text())["resumes"][0]["epoch"]
+    assert [row["epoch"] for row in kept] == list(range(resumed_after + 1, len(before) + 1))
+
+
+def test_a_signal_ends_the_run_in_order_and_it_goes_on(tmp_path):
+    arguments = [*TINY, "--train.num_epochs=100000", f"--workdir={tmp_path / 'run'}"]
+    process = start(*arguments)
+    wait_for_rows(process, tmp_path / "run", 3)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in errors
+    assert "SIGTERM after" in output
+    assert "to continue:" in output
+    # The last row is evaluated and the checkpoint is of the last row.
+    rows = rows_of(tmp_path / "run")
+    assert "eval/return" in rows[-1]
+    checkpointer = Checkpointer(tmp_path / "run/checkpoints")
+    assert checkpointer.latest() == rows[-1]["epoch"]
+    checkpointer.close()
+    assert load_policy(tmp_path / "run/policy").act({"state": np.zeros(2)}).shape == (1,)
+
+
+def test_a_full_disk_ends_in_one_line_and_keeps_what_was_recorded(tmp_path):
+    """A quota on file size stands for the full disk: the replay's checkpoint does not fit."""
+    workdir = tmp_path / "run"
+    fits = [*TINY, "--train.num_epochs=4", f"--workdir={workdir}"]
+    process = start(*fits)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    rows = rows_of(workdir)
+
+    def quota():
+        size = (workdir / "metrics.jsonl").stat().st_size + 200
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    process = start(*fits[:-2], "--train.num_epochs=8", f"--workdir={workdir}", preexec_fn=quota)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "Traceback" not in errors
+    message = [line for line in errors.splitlines() if line.startswith("error:")]
+    assert len(message) == 1
+    assert str(workdir) in message[0]
+    assert rows_of(workdir)[:4] == rows
+    checkpointer = Checkpointer(workdir / "checkpoints")
+    assert checkpointer.latest() == 4
+    checkpointer.close()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(tmp_path):
+    # float32 overflows: 1e38 times a learning rate of 1e30.
+    config = flags.parse(
+        qr_sac.CONFIG,
+        [*TINY, "--agent.critic_lr=1e30", "--train.num_epochs=50", f"--workdir={tmp_path}"],
+    )
+    with pytest.raises(ValueError, match=r"not finite in epoch \d+: train/") as error:
+        run(qr_sac.make_experiment(config), config.workdir)
+    assert "\n" not in str(error.value)
+    rows = rows_of(tmp_path)
+    assert rows and not all(
+        np.isfinite(value) for name, value in rows[-1].items() if name.startswith("train/")
+    )
+
+
+def failure(capsys, run_fn, config, *arguments):
+    """The one line of stderr and the exit code of a command that must fail."""
+    with pytest.raises(SystemExit) as end:
+        flags.main(run_fn, config, argv=["program", *arguments])
+    errors = capsys.readouterr().err.strip()
+    assert "Traceback" not in errors
+    lines = [line for line in errors.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, errors
+    assert end.value.code not in (0, None)
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--env.circuit=larkspurr", "larkspur"),
+        ("--env.circuit=/nowhere/monza.csv", "/nowhere/monza.csv"),
+        ("--env.circuit=generated:x", "whole number"),
+        ("--env.car=gt3", "gt3_fr"),
+        ("--env.substeps=0", "env.substeps"),
+        ("--env.steering=left", "env.steering"),
+        ("--env.reward.progress=-1", "env.reward.progress"),
+        ("--agent.n_step=0", "agent.n_step"),
+        ("--agent.n_step=2.5", "agent.n_step"),
+        ("--agent.nstep=3", "agent.n_step"),
+        ("--agent.actor_obs=camera", "camera"),
+        ("--agent.activation=gelu", "relu"),
+        ("--train.replay_capacity=10", "replay_capacity"),
+        ("--run.evaluate_every=0", "run.evaluate_every"),
+        ("--seed=-1", "seed"),
+        ("--num_seeds=0", "num_seeds"),
+        ("positional", "positional"),
+    ],
+)
+def test_a_bad_training_command_is_refused_in_one_line(tmp_path, capsys, argument, words):
+    line = failure(
+        capsys,
+        sophy_time_trial.train,
+        sophy_time_trial.CONFIG,
+        f"--workdir={tmp_path / 'run'}",
+        argument,
+    )
+    assert words in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unusable_workdir_is_refused_in_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    workdir = tmp_path / "file" / "run"
+    line = failure(capsys, qr_sac.train, qr_sac.CONFIG, *TINY, f"--workdir={workdir}")
+    assert str(workdir) in line
+
+
+def test_another_configuration_in_the_same_workdir_is_refused(tmp_path, capsys):
+    arguments = [*TINY, "--train.num_epochs=1", f"--workdir={tmp_path}"]
+    with pytest.raises(SystemExit) as end:
+        flags.main(qr_sac.train, qr_sac.CONFIG, argv=["program", *arguments])
+    assert end.value.code == 0
+    capsys.readouterr()
+    line = failure(capsys, qr_sac.train, qr_sac.CONFIG, *arguments, "--agent.n_step=3")
+    assert "--agent.n_step=1" in line
+
+
+def test_an_unknown_environment_is_refused_in_one_line(tmp_path, capsys):
+    for spec, word in (("brax:antt", "ant"), ("ant", "brax:NAME"), ("brax:ant:warp", "spring")):
+        line = failure(
+            capsys, qr_sac.train, qr_sac.CONFIG, f"--env={spec}", f"--workdir={tmp_path / 'run'}"
+        )
+        assert word in line
+
+
+def test_a_missing_policy_is_refused_in_one_line(tmp_path, capsys):
+    for arguments, words in (
+        ((), "--policy"),
+        ((f"--policy={tmp_path}",), str(tmp_path)),
+        (("--policy=x", "--laps=0"), "laps"),
+    ):
+        line = failure(capsys, sophy_evaluate.main, sophy_evaluate.Evaluate(), *arguments)
+        assert words in line
+
+
+def test_every_field_of_every_configuration_is_read():
+    """A flag that nothing reads would lie to whoever sets it."""
+    code = "\n".join(
+        path.read_text()
+        for folder in ("core_rl", "projects", "experiments")
+        for path in (ROOT / folder).rglob("*.py")
+    )
+    for config in (sophy_time_trial.CONFIG, qr_sac.CONFIG, sophy_evaluate.Evaluate()):
+        for path in flags.flatten(config):
+            name = re.escape(path.rpartition(".")[2])
+            # Read as an attribute by somebody else than its own checks, or by its name.
+            assert re.search(rf'(?<!self)\.{name}\b|"{name}"', code), path
