@@ -92,9 +92,23 @@ def test_a_pushed_car_comes_to_rest_under_its_brakes() -> None:
     assert float(moved.max()) < 1e-2
 
 
-def script(num_steps: int = NUM_STEPS) -> Command:
+def test_a_spinning_car_without_grip_and_air_flies_straight() -> None:
+    # No force, so the centre of gravity keeps 20 m/s along x and 1 m/s along y while the car turns
+    # at 3 rad/s: 10 s later it is at (200, 10).
+    sliding = start(20.0)
+    sliding = sliding.replace(
+        velocity=sliding.velocity + jnp.array([0.0, 1.0]), yaw_rate=jnp.full(NUM_CARS, 3.0)
+    )
+    fleet = FLEET.replace(drag_area=jnp.zeros(NUM_CARS))
+    ice = ASPHALT.replace(grip=0.0 * ASPHALT.grip)
+    final, _ = simulate(fleet, sliding, constant(0.0, 0.0, 0.0), ice)
+    np.testing.assert_allclose(final.yaw_rate, 3.0, rtol=1e-5)
+    np.testing.assert_allclose(final.position, [[200.0, 10.0]] * NUM_CARS, atol=0.05)
+
+
+def script() -> Command:
     """Ten seconds: accelerate, corner left, brake in a line, corner right, brake to a stop."""
-    time = STEP * np.arange(num_steps)[:, None] * np.ones(NUM_CARS)
+    time = STEP * np.arange(NUM_STEPS)[:, None] * np.ones(NUM_CARS)
 
     def during(*spans: tuple[float, float, float]) -> jax.Array:
         return jnp.array(sum(np.where((time >= a) & (time < b), v, 0.0) for a, b, v in spans))
