@@ -251,7 +251,7 @@ def _loop(
         elif elapsed >= limit and epoch < experiment.num_epochs:
             reason = "time is up"
         last = epoch == experiment.num_epochs or reason != "finished"
-        due = last or epoch == first_epoch or epoch % options.evaluate_every == 0
+        due = last or epoch == 1 or epoch % options.evaluate_every == 0
         if due and not broken:
             results = jax.device_get(evaluate_fn(state.agent))
             row.update(_plain({f"eval/{name}": np.asarray(v) for name, v in results.items()}))

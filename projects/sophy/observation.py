@@ -43,7 +43,7 @@ class ObservationConfig:
     @property
     def sizes(self) -> dict[str, int]:
         """Length of each entry."""
-        return {"state": 31 + 7 * self.num_points, "privileged_state": 14}
+        return {"state": 29 + 7 * self.num_points, "privileged_state": 14}
 
 
 def course_points(

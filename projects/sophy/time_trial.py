@@ -143,7 +143,8 @@ class TimeTrial(Env):
             pipeline_state=current,
             obs=observe(self.track, current.car, current, self.config.observation),
             reward=weighted_sum(terms, self.config.reward),
-            metrics=self._metrics(current, terms),
+            # Wrappers add metrics of their own, which must stay.
+            metrics={**state.metrics, **self._metrics(current, terms)},
         )
 
     def _drive(self, previous: DriveState, action: Array) -> DriveState:
@@ -201,8 +202,9 @@ class TimeTrial(Env):
                 s=s,
                 progress=progress,
                 steering_target=steering_target,
-                off_course=off_course / config.substeps,
-                wall_contact=wall_contact / config.substeps,
+                # A division by a constant may round to a little more than one.
+                off_course=jnp.minimum(off_course / config.substeps, 1.0),
+                wall_contact=jnp.minimum(wall_contact / config.substeps, 1.0),
             ),
         )
 
