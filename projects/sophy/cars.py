@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from core_rl.errors import UserError
 from projects.sophy.car import Car
 from projects.sophy.drivetrain import MAX_GEARS, NUM_POINTS, Drivetrain
 from projects.sophy.tyre import Tyre
@@ -130,7 +131,7 @@ _UNITS = {"kN": 1e3, "1/kN": 1e-3, "deg": np.pi / 180, "deg/s": np.pi / 180, "rp
 CAR_NAMES = tuple(MODELS)
 
 
-class CarError(ValueError):
+class CarError(UserError):
     """A car was asked for that does not exist."""
 
 
