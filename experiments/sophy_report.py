@@ -40,13 +40,18 @@ CURVES = [
 ]
 
 
+def title_of(env: TimeTrial) -> str:
+    """Car and circuit; a circuit from a file goes by the file's name."""
+    circuit = env.config.circuit
+    return f"{env.config.car} on {Path(circuit).stem if circuit.endswith('.csv') else circuit}"
+
+
 def drive_pictures(evaluation: Evaluation) -> dict[str, bytes]:
     """PNG pictures by name: `map` and `telemetry`, of the best of the flying laps."""
     env, laps = evaluation.env, evaluation.laps
     outline, profile = outline_of(env.track), profile_of(env)
-    title = f"{env.config.car} on {env.config.circuit}"
     return {
-        "map": encode_png(track_map(outline, laps.drive, profile, title)),
+        "map": encode_png(track_map(outline, laps.drive, profile, title_of(env))),
         "telemetry": encode_png(telemetry(laps.drive, outline, profile)),
     }
 
@@ -58,7 +63,7 @@ def drive_replay(evaluation: Evaluation) -> str:
         outline_of(env.track),
         {env.config.car: shorten(laps.drive, REPLAY_LAPS)},
         profile_of(env),
-        f"{env.config.car} on {env.config.circuit}",
+        title_of(env),
     )
 
 
@@ -103,7 +108,7 @@ def write_time_trial_report(outcome: Outcome, env: TimeTrial) -> Path:
     path = workdir / "report.html"
     write_report(
         path,
-        title=f"Time trial: {env.config.car} on {env.config.circuit}",
+        title=f"Time trial: {title_of(env)}",
         subtitle=f"QR-SAC, {outcome.epochs} epochs, {outcome.reason}",
         command=outcome.continue_command,
         record=record,
