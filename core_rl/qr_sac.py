@@ -20,6 +20,7 @@ import optax
 from flax import struct
 
 from core_rl.distributions import TanhNormal
+from core_rl.errors import UserError
 from core_rl.losses import (
     actor_loss,
     quantile_huber_loss,
@@ -127,7 +128,7 @@ class QRSACState:
 def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
     """Builds the agent for actions `[A]` in [-1, 1]; see `core_rl.types.Agent`.
 
-    `init` raises ValueError when the environment lacks an observation entry that is named.
+    `init` raises UserError when the environment lacks an observation entry that is named.
     """
     distributional = config.num_quantiles > 1
     critic_loss_fn = quantile_huber_loss if distributional else squared_loss
@@ -176,7 +177,7 @@ def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
         """`example_obs` is one unbatched observation; only its shapes are read."""
         for name in used_entries:
             if name not in example_obs:
-                raise ValueError(
+                raise UserError(
                     f"the environment has no observation entry {name!r}; "
                     f"it offers {', '.join(sorted(example_obs))}"
                 )

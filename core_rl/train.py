@@ -84,6 +84,8 @@ def make_trainer(
       membership: given the state `[N]` that a step led to, says for each table of `config.tables`
         which of the `N` transitions belong to it, bool `[N]`.
     """
+    # An agent that does not fit the environment is refused before anything is made.
+    jax.eval_shape(agent.init, jax.random.key(0), example_obs(env))
     names = [name for name, _ in config.tables]
     if names and membership is None:
         raise ValueError(f"tables {', '.join(names)} need a membership function")
