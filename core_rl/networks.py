@@ -94,5 +94,8 @@ def make_ensemble(network: Network, num_members: int) -> Network:
     outputs `[C, ..., output_size]`. All members read the same inputs."""
     return Network(
         init=lambda key: jax.vmap(network.init)(jax.random.split(key, num_members)),
-        apply=jax.vmap(network.apply, in_axes=(0, None)),
+        # A batched product of two batches is quicker on a CPU than one with a shared operand.
+        apply=lambda params, inputs: jax.vmap(network.apply)(
+            params, tuple(jnp.broadcast_to(part, (num_members, *part.shape)) for part in inputs)
+        ),
     )
