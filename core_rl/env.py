@@ -6,17 +6,22 @@ environment's `done`) apart from `truncated` (the clock, from `episode_length`),
 true last observation, and every episode begins with a real `reset` under a fresh key.
 """
 
+import contextlib
+import io
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
-from brax.envs import create, get_environment, register_environment
-from brax.envs.base import Env, State
 from flax import struct
 
 from core_rl.types import Key, Obs, Transition
+
+# mujoco-mjx, which brax imports, prints to stdout that an optional package of its own is missing.
+with contextlib.redirect_stdout(io.StringIO()):
+    from brax.envs import create, get_environment, register_environment
+    from brax.envs.base import Env, State
 
 __all__ = [
     "Env",
