@@ -20,9 +20,11 @@ class BrokenAfterwards(EpisodeEnv):
 
     def step(self, state: State, action: jax.Array) -> State:
         after = super().step(state, action)
-        nonsense = jnp.where(state.done > 0.0, jnp.nan, 0.0)
+        over = state.done > 0.0
+        nonsense = jnp.where(over, jnp.nan, 0.0)
         metrics = {name: value + nonsense for name, value in after.metrics.items()}
-        return State(None, after.obs, after.reward + nonsense, after.done, metrics)
+        done = jnp.where(over, 0.0, after.done)  # as if it were alive again
+        return State(None, after.obs, after.reward + nonsense, done, metrics)
 
 
 def constant_agent(action: float) -> Agent:

@@ -59,14 +59,19 @@ KEYS = jax.random.split(jax.random.key(0), 3)
 def one() -> Setup:
     env = CountingEnv(max_steps=8)
     trainer = build(env, AGENT, TRAIN)
-    start = jax.jit(trainer.init).lower(KEYS[0]).compile(QUICK_COMPILE)
-    calls = [(env.num_resets, env.num_steps)]
-    shapes = jax.eval_shape(trainer.init, KEYS[0])
-    before = env.num_resets, env.num_steps
+    calls = []
+
+    def compiled(function, argument, **options):
+        before = env.num_resets, env.num_steps
+        lowered = jax.jit(function, **options).lower(argument)
+        calls.append((env.num_resets - before[0], env.num_steps - before[1]))
+        return lowered.compile(QUICK_COMPILE)
+
+    start = compiled(trainer.init, KEYS[0])
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Some donated buffers were not usable")
-        epoch = jax.jit(trainer.epoch, donate_argnums=0).lower(shapes).compile(QUICK_COMPILE)
-    calls.append((env.num_resets - before[0], env.num_steps - before[1]))
+        shapes = jax.eval_shape(trainer.init, KEYS[0])
+        epoch = compiled(trainer.epoch, shapes, donate_argnums=0)
     return Setup(env, trainer, start, epoch, calls)
 
 
@@ -196,6 +201,11 @@ def test_epoch_takes_its_own_output_and_consumes_it(one):
     assert int(state.epoch) == 3
 
 
+def test_every_epoch_has_its_own_randomness(finished):
+    keys = [run.first.key for run in finished] + [run.state.key for run in finished]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 2 * len(KEYS)
+
+
 def test_state_from_an_unjitted_init_can_be_donated(one):
     # Two leaves that share one buffer could not be donated both.
     agent = make_qr_sac(AGENT, 1)
@@ -289,6 +299,12 @@ def test_runs_are_functions_of_their_key(one, finished):
     state, _ = one.epoch(one.epoch(one.start(KEYS[2]))[0])
     assert_close(state, finished[2].state, atol=0.0)
     assert_close(state.agent, finished[2].state.agent, atol=0.0)
+
+
+def test_agent_that_does_not_fit_is_refused_before_the_run():
+    agent_config = dataclasses.replace(AGENT, actor_obs=("wall",))
+    with pytest.raises(ValueError, match=r"^the environment has no observation entry 'wall'"):
+        build(CountingEnv(8), agent_config, TRAIN)
 
 
 def test_tables_without_membership_raise_one_clear_line():
