@@ -28,7 +28,12 @@ from core_rl.train import TrainConfig, make_trainer
 from core_rl.types import Metrics
 from experiments.sophy_report import write_time_trial_report
 from projects.sophy.drive import show_time
-from projects.sophy.time_trial import CONTROL_STEP, TimeTrial, TimeTrialConfig
+from projects.sophy.time_trial import (
+    CONTROL_STEP,
+    TimeTrial,
+    TimeTrialConfig,
+    calm_starts,
+)
 
 EVALUATION_SEED = 7_000_000  # starts that choose the policy; the report's starts are others
 EVALUATION_CARS = 8
@@ -45,7 +50,7 @@ class SophyTimeTrial:
         actor_lr=5e-4,
         critic_lr=5e-4,
         actor_average=0.998,
-        lr_decay_updates=110_000,
+        lr_decay_updates=100_000,
     )
     train: TrainConfig = TrainConfig(
         num_envs=128, steps_per_epoch=64, num_epochs=230, replay_capacity=500_000
@@ -81,7 +86,8 @@ def make_experiment(config: SophyTimeTrial) -> tuple[Experiment, TimeTrial]:
     reference_time = float(env.reference.lap_time)
     # Enough for the way to the line and one lap for a car as fast as the reference.
     num_steps = int(2.1 * reference_time / CONTROL_STEP)
-    evaluator = make_evaluator(env, agent, EVALUATION_CARS, num_steps)
+    calm = TimeTrial(calm_starts(config.env))
+    evaluator = make_evaluator(calm, agent, EVALUATION_CARS, num_steps)
     reference_distance = env.track.length * num_steps * CONTROL_STEP / reference_time
 
     def evaluate(agent_state: Any) -> Metrics:

@@ -67,6 +67,12 @@ class TimeTrialConfig:
         return round(self.episode_seconds / CONTROL_STEP)
 
 
+def calm_starts(config: TimeTrialConfig) -> TimeTrialConfig:
+    """The same with starts as a driver would choose them: near the middle of the road and slower
+    than the circuit allows. What goes wrong then is the driver's doing and not the start's."""
+    return dataclasses.replace(config, start_speed=(0.5, 0.8), start_offset=0.2)
+
+
 @struct.dataclass
 class DriveState:
     """A car on a course between two decisions."""
