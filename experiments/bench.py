@@ -42,8 +42,8 @@ CAPACITY = 65_536
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    rounds: int = 3  # turns that each of the compared programs takes
-    updates: int = 2048  # updates per turn
+    rounds: int = 2  # turns that each of the compared programs takes
+    updates: int = 1024  # updates per turn
     cars: tuple[int, ...] = (1, 64, 1024)  # cars simulated side by side
     start: bool = True  # measure start-up time and memory in processes of their own
     json: str = ""  # file for the results, machine-readable
