@@ -18,15 +18,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 from rich.console import Console
 
+from core_rl import flags
 from core_rl.checkpoint import Checkpointer
+from core_rl.env import Env, example_obs
 from core_rl.errors import UserError
 from core_rl.policy import save_policy
+from core_rl.qr_sac import QRSACConfig
 from core_rl.tracking import (
     JsonlSink,
     WandbConfig,
@@ -35,6 +38,7 @@ from core_rl.tracking import (
     read_metrics,
     write_record,
 )
+from core_rl.train import TrainConfig
 from core_rl.types import Agent, Metrics, Obs, Trainer
 
 # Flags that a resume may change: they alter how long or how closely watched a run is.
@@ -58,23 +62,30 @@ class RunConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
+class ExperimentConfig(Protocol):
+    """What every experiment's configuration has, beside what is its own."""
+
+    @property
+    def agent(self) -> QRSACConfig: ...
+    @property
+    def train(self) -> TrainConfig: ...
+    @property
+    def run(self) -> RunConfig: ...
+    @property
+    def seed(self) -> int: ...  # of the first of the seeds
+    @property
+    def num_seeds(self) -> int: ...
+
+
 class Experiment(NamedTuple):
     """What `run` needs to know of an experiment."""
 
     name: str
     command: str  # what one types before the flags
-    config: Any  # the whole configuration, for the record
-    run: RunConfig
-    seed: int
-    num_seeds: int
-    num_epochs: int
-    env_steps_per_epoch: int
-    updates_per_epoch: int
+    config: ExperimentConfig
+    env: Env
     agent: Agent
     trainer: Trainer
-    example_obs: Obs
-    policy_obs: tuple[str, ...]  # the entries of `example_obs` that the policy reads
-    network_config: dict[str, Any]  # of the agent, for the policy bundle
     evaluate: Callable[[Any], Metrics]  # (AgentState) -> scalars, traced and vmapped over seeds
     score: str  # the metric of `evaluate` whose largest value chooses the policy that is kept
     describe: Callable[[dict[str, float]], str]  # an evaluation in a few words, for the terminal
@@ -159,7 +170,7 @@ def run(experiment: Experiment, workdir: str | Path) -> Outcome:
     that is not finite); what was recorded before stays.
     """
     with open_workdir(workdir) as directory, _Signals() as signals:
-        with _Progress(experiment.num_epochs) as progress:
+        with _Progress(experiment.config.train.num_epochs) as progress:
             return _train(experiment, Path(directory), signals, progress)
 
 
@@ -181,9 +192,9 @@ def _train(
         stack.callback(sink.close)
         sink.supersede_after(resumed or 0)
         mirror = WandbSink(
-            experiment.run.wandb,
+            experiment.config.run.wandb,
             workdir,
-            f"{experiment.name}-s{experiment.seed}",
+            f"{experiment.name}-s{experiment.config.seed}",
             experiment.config,
         )
         stack.callback(mirror.close, exit_code=1)  # does nothing after the ordinary close
@@ -201,7 +212,7 @@ def _loop(
     sink: JsonlSink,
     mirror: WandbSink,
 ) -> Outcome:
-    options, num_seeds = experiment.run, experiment.num_seeds
+    options, num_seeds = experiment.config.run, experiment.config.num_seeds
     resumed = checkpointer.latest()
     rows = read_metrics(workdir / "metrics.jsonl")
     over_seeds = jax.vmap if num_seeds > 1 else lambda function: function
@@ -227,7 +238,7 @@ def _loop(
     reason, limit = "finished", options.minutes * 60.0 or math.inf
     first_epoch = epoch + 1
     progress.update("compiling")
-    while epoch < experiment.num_epochs and reason == "finished":
+    while epoch < experiment.config.train.num_epochs and reason == "finished":
         began = time.monotonic()
         state, metrics = epoch_fn(state)
         metrics = {name: np.asarray(value) for name, value in jax.device_get(metrics).items()}
@@ -235,11 +246,11 @@ def _loop(
         epoch += 1
         row: dict[str, Any] = {
             "epoch": epoch,
-            "env_steps": epoch * experiment.env_steps_per_epoch,
-            "updates": epoch * experiment.updates_per_epoch,
+            "env_steps": epoch * experiment.config.train.env_steps_per_epoch,
+            "updates": epoch * experiment.config.train.updates_per_epoch,
             "time/unix": time.time(),
-            "time/updates_per_second": experiment.updates_per_epoch / seconds,
-            "time/env_steps_per_second": experiment.env_steps_per_epoch / seconds,
+            "time/updates_per_second": experiment.config.train.updates_per_epoch / seconds,
+            "time/env_steps_per_second": experiment.config.train.env_steps_per_epoch / seconds,
             **_plain(metrics),
         }
         broken = _not_finite(metrics)
@@ -248,9 +259,9 @@ def _loop(
             reason = "not finite"
         elif signals.received is not None:
             reason = signals.received.name
-        elif elapsed >= limit and epoch < experiment.num_epochs:
+        elif elapsed >= limit and epoch < experiment.config.train.num_epochs:
             reason = "time is up"
-        last = epoch == experiment.num_epochs or reason != "finished"
+        last = epoch == experiment.config.train.num_epochs or reason != "finished"
         due = last or epoch == 1 or epoch % options.evaluate_every == 0
         if due and not broken:
             results = jax.device_get(evaluate_fn(state.agent))
@@ -274,7 +285,7 @@ def _loop(
         if last or epoch % options.checkpoint_every == 0:
             sink.sync()
             checkpointer.save(epoch, state)
-        left = elapsed / (epoch - first_epoch + 1) * (experiment.num_epochs - epoch)
+        left = elapsed / (epoch - first_epoch + 1) * (experiment.config.train.num_epochs - epoch)
         progress.epoch(row, said, min(left, max(limit - elapsed, 0.0)), evaluated=due)
 
     progress.update("saving")
@@ -303,12 +314,12 @@ def _continue_command(experiment: Experiment, reason: str) -> str:
     if reason == "finished":
         name = "--train.num_epochs"
         arguments = [text for text in arguments if not text.startswith(f"{name}=")]
-        arguments.append(f"{name}={2 * experiment.num_epochs}")
+        arguments.append(f"{name}={2 * experiment.config.train.num_epochs}")
     return " ".join([experiment.command, shlex.join(arguments)]).strip()
 
 
 def _seeds(experiment: Experiment) -> range:
-    return range(experiment.seed, experiment.seed + experiment.num_seeds)
+    return range(experiment.config.seed, experiment.config.seed + experiment.config.num_seeds)
 
 
 def _plain(metrics: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -345,7 +356,7 @@ def _not_finite(metrics: dict[str, np.ndarray]) -> list[str]:
 def _save_bundle(
     experiment: Experiment, workdir: Path, agent_state: Any, seed_index: int, row: dict[str, Any]
 ):
-    if experiment.num_seeds > 1:
+    if experiment.config.num_seeds > 1:
         agent_state = jax.tree.map(lambda leaf: leaf[seed_index], agent_state)
     agent = experiment.agent
 
@@ -353,13 +364,14 @@ def _save_bundle(
         return agent.greedy(params, agent.carry(1), obs)[0]
 
     # Only what the policy reads: an actor's bundle does not ask for the critics' observations.
-    read = {name: experiment.example_obs[name] for name in experiment.policy_obs}
+    obs = example_obs(experiment.env)
+    read = {name: obs[name] for name in experiment.config.agent.actor_obs}
     save_policy(
         workdir / "policy",
         apply=apply,
         params=agent.deploy(agent_state),
         example_obs=read,
         record={name: row[name] for name in ("epoch", "env_steps", "updates")},
-        network_config=experiment.network_config,
+        network_config=flags.to_dict(experiment.config.agent),
         extra=experiment.bundle_extra,
     )

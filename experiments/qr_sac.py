@@ -17,7 +17,7 @@ from brax import envs
 
 import projects.sophy.time_trial  # noqa: F401  registers its environment
 from core_rl import flags
-from core_rl.env import Env, example_obs, get_environment
+from core_rl.env import Env, get_environment
 from core_rl.errors import UsageError
 from core_rl.evaluate import make_evaluator
 from core_rl.launch import Experiment, RunConfig, report_end, run
@@ -89,17 +89,9 @@ def make_experiment(config: BraxExperiment) -> Experiment:
         name="qr_sac",
         command="./run python -m experiments.qr_sac",
         config=config,
-        run=config.run,
-        seed=config.seed,
-        num_seeds=config.num_seeds,
-        num_epochs=config.train.num_epochs,
-        env_steps_per_epoch=config.train.env_steps_per_epoch,
-        updates_per_epoch=config.train.updates_per_epoch,
+        env=env,
         agent=agent,
         trainer=trainer,
-        example_obs=example_obs(env),
-        policy_obs=config.agent.actor_obs,
-        network_config=flags.to_dict(config.agent),
         evaluate=evaluate,
         score="return",
         describe=lambda evaluation: f"return {evaluation['return']:.1f}",

@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 
 from core_rl import flags
-from core_rl.env import example_obs
 from core_rl.evaluate import make_evaluator
 from core_rl.launch import Experiment, RunConfig, report_end, run
 from core_rl.qr_sac import QRSACConfig, make_qr_sac
@@ -112,17 +111,9 @@ def make_experiment(config: SophyTimeTrial) -> tuple[Experiment, TimeTrial]:
         name="sophy_time_trial",
         command="./run train sophy",
         config=config,
-        run=config.run,
-        seed=config.seed,
-        num_seeds=config.num_seeds,
-        num_epochs=config.train.num_epochs,
-        env_steps_per_epoch=config.train.env_steps_per_epoch,
-        updates_per_epoch=config.train.updates_per_epoch,
+        env=env,
         agent=agent,
         trainer=trainer,
-        example_obs=example_obs(env),
-        policy_obs=config.agent.actor_obs,
-        network_config=flags.to_dict(config.agent),
         evaluate=evaluate,
         score="score",
         describe=_describe,
