@@ -1,4 +1,4 @@
-"""Golden values of the QR-SAC equations, derived by hand, under jit and under vmap."""
+"""Golden values of the QR-SAC equations, derived by hand, plain, under jit and under vmap."""
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,10 @@ from core_rl.losses import (
 )
 
 
+def jitted(function):
+    return jax.jit(function)
+
+
 def vmapped(function):
     """Calls `function` under vmap on three equal copies and returns one of the equal results."""
 
@@ -27,7 +31,7 @@ def vmapped(function):
     return call
 
 
-@pytest.fixture(params=[jax.jit, vmapped], ids=["jit", "vmap"])
+@pytest.fixture(params=[lambda function: function, jitted, vmapped], ids=["plain", "jit", "vmap"])
 def way(request):
     return request.param
 
