@@ -44,13 +44,15 @@ class EnvSlots:
 
     state: State  # [N]
     key: Key  # [N] the source of each slot's next reset
+    clock: jax.Array  # [N] int32, runs to the episode length; ahead of num_steps if staggered
     num_steps: jax.Array  # [N] int32, steps of the episode so far
     episode_return: jax.Array  # [N]
 
 
 @struct.dataclass
 class StepInfo:
-    """What a step led to, before any restart; returns and lengths are whole where `ended`."""
+    """What a step led to, before any restart; returns and lengths are of whole episodes where
+    `ended` (of the shorter first ones where the slots were staggered)."""
 
     state: State  # [N]
     ended: jax.Array  # [N] bool
@@ -95,7 +97,8 @@ def make_env_loop(env: Env, episode_length: int, *, stagger: bool = False) -> En
         return EnvSlots(
             state=state,
             key=jax.random.split(slot_key, num_envs),
-            num_steps=clock,
+            clock=clock,
+            num_steps=jnp.zeros(num_envs, jnp.int32),
             episode_return=jnp.zeros(num_envs),
         )
 
@@ -109,6 +112,7 @@ def make_env_loop(env: Env, episode_length: int, *, stagger: bool = False) -> En
         return EnvSlots(
             state=jax.tree.map(choose, fresh, slots.state),
             key=choose(keys[:, 1], slots.key),
+            clock=jnp.where(ended, 0, slots.clock),
             num_steps=jnp.where(ended, 0, slots.num_steps),
             episode_return=jnp.where(ended, 0.0, slots.episode_return),
         )
@@ -116,9 +120,9 @@ def make_env_loop(env: Env, episode_length: int, *, stagger: bool = False) -> En
     def step(slots: EnvSlots, action: jax.Array) -> tuple[EnvSlots, Transition, StepInfo]:
         chex.assert_rank(action, 2)
         state = jax.vmap(env.step)(slots.state, action)
-        num_steps = slots.num_steps + 1
+        clock, num_steps = slots.clock + 1, slots.num_steps + 1
         terminated = state.done > 0.5
-        truncated = ~terminated & (num_steps >= episode_length)
+        truncated = ~terminated & (clock >= episode_length)
         ended = terminated | truncated
         transition = Transition(
             obs=named_obs(slots.state),
@@ -130,7 +134,11 @@ def make_env_loop(env: Env, episode_length: int, *, stagger: bool = False) -> En
         )
         episode_return = slots.episode_return + state.reward
         stepped = EnvSlots(
-            state=state, key=slots.key, num_steps=num_steps, episode_return=episode_return
+            state=state,
+            key=slots.key,
+            clock=clock,
+            num_steps=num_steps,
+            episode_return=episode_return,
         )
         info = StepInfo(
             state=state, ended=ended, episode_return=episode_return, num_steps=num_steps

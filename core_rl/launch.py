@@ -29,7 +29,7 @@ from core_rl.checkpoint import Checkpointer
 from core_rl.env import Env, example_obs
 from core_rl.errors import UserError
 from core_rl.policy import save_policy
-from core_rl.qr_sac import QRSACConfig
+from core_rl.qr_sac import QRSACConfig, make_qr_sac
 from core_rl.tracking import (
     JsonlSink,
     WandbConfig,
@@ -38,7 +38,7 @@ from core_rl.tracking import (
     read_metrics,
     write_record,
 )
-from core_rl.train import TrainConfig
+from core_rl.train import TrainConfig, make_trainer
 from core_rl.types import Agent, Metrics, Obs, Trainer
 
 # Flags that a resume may change: they alter how long or how closely watched a run is.
@@ -90,6 +90,24 @@ class Experiment(NamedTuple):
     score: str  # the metric of `evaluate` whose largest value chooses the policy that is kept
     describe: Callable[[dict[str, float]], str]  # an evaluation in a few words, for the terminal
     bundle_extra: dict[str, Any]  # what a policy must know of its environment
+
+
+def make_learner(config: ExperimentConfig, env: Env, episode_length: int) -> tuple[Agent, Trainer]:
+    """The agent and its training loop, as an experiment's configuration asks for them.
+
+    Raises UserError for an observation entry that the environment does not offer.
+    """
+    agent = make_qr_sac(config.agent, env.action_size)
+    trainer = make_trainer(
+        env,
+        agent,
+        config.train,
+        episode_length=episode_length,
+        batch_size=config.agent.batch_size,
+        n_step=config.agent.n_step,
+        discount=lambda state: state.hypers.discount,
+    )
+    return agent, trainer
 
 
 class Outcome(NamedTuple):
@@ -198,7 +216,7 @@ def _train(
             experiment.config,
         )
         stack.callback(mirror.close, exit_code=1)  # does nothing after the ordinary close
-        outcome = _loop(experiment, workdir, signals, progress, checkpointer, sink, mirror)
+        outcome = _loop(experiment, workdir, signals, progress, checkpointer, resumed, sink, mirror)
         mirror.close(exit_code=min(outcome.exit_code, 1))
         return outcome
 
@@ -209,11 +227,11 @@ def _loop(
     signals: _Signals,
     progress: _Progress,
     checkpointer: Checkpointer,
+    resumed: int | None,
     sink: JsonlSink,
     mirror: WandbSink,
 ) -> Outcome:
     options, num_seeds = experiment.config.run, experiment.config.num_seeds
-    resumed = checkpointer.latest()
     rows = read_metrics(workdir / "metrics.jsonl")
     over_seeds = jax.vmap if num_seeds > 1 else lambda function: function
     epoch_fn = jax.jit(over_seeds(experiment.trainer.epoch), donate_argnums=0)

@@ -328,8 +328,8 @@ def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
             "target": jnp.mean(targets),
             "entropy": -jnp.mean(log_prob),
             "alpha": alpha,
-            "critic_grad_norm": optax.global_norm(critic_grads),
-            "actor_grad_norm": optax.global_norm(actor_grads),
+            "critic_grad_norm": optax.tree.norm(critic_grads),
+            "actor_grad_norm": optax.tree.norm(actor_grads),
         }
         state = QRSACState(
             networks=new_networks,

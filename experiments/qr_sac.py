@@ -20,9 +20,9 @@ from core_rl import flags
 from core_rl.env import Env, get_environment
 from core_rl.errors import UsageError
 from core_rl.evaluate import make_evaluator
-from core_rl.launch import Experiment, RunConfig, report_end, run
-from core_rl.qr_sac import QRSACConfig, make_qr_sac
-from core_rl.train import TrainConfig, make_trainer
+from core_rl.launch import Experiment, RunConfig, make_learner, report_end, run
+from core_rl.qr_sac import QRSACConfig
+from core_rl.train import TrainConfig
 from core_rl.types import Metrics
 
 EVALUATION_SEED = 7_000_000
@@ -69,16 +69,7 @@ def make_env(spec: str) -> Env:
 
 def make_experiment(config: BraxExperiment) -> Experiment:
     env = make_env(config.env)
-    agent = make_qr_sac(config.agent, env.action_size)
-    trainer = make_trainer(
-        env,
-        agent,
-        config.train,
-        episode_length=config.episode_length,
-        batch_size=config.agent.batch_size,
-        n_step=config.agent.n_step,
-        discount=lambda state: state.hypers.discount,
-    )
+    agent, trainer = make_learner(config, env, config.episode_length)
     evaluator = make_evaluator(env, agent, EVALUATION_EPISODES, config.episode_length)
 
     def evaluate(agent_state: Any) -> Metrics:

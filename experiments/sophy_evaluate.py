@@ -19,7 +19,7 @@ from core_rl.errors import UsageError
 from core_rl.policy import Policy, load_policy
 from projects.sophy.drive import show_time
 from projects.sophy.laps import Laps, drive_laps
-from projects.sophy.time_trial import TimeTrial, TimeTrialConfig, calm_starts
+from projects.sophy.time_trial import TimeTrial, TimeTrialConfig, with_calm_starts
 
 START_SEED = 8_000_000  # the start of the drive; training and selection never see it
 
@@ -60,7 +60,7 @@ def env_config_of(policy: Policy, circuit: str = "", car: str = "") -> TimeTrial
 
 
 def evaluate(policy: Policy, env: TimeTrial, num_laps: int, seed: int) -> Evaluation:
-    env = TimeTrial(calm_starts(env.config))
+    env = with_calm_starts(env)
     began = time.monotonic()
     key = jax.random.key(START_SEED + seed)
     laps = drive_laps(env, policy.apply, policy.params, num_laps, key)

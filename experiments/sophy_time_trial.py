@@ -21,9 +21,9 @@ import jax.numpy as jnp
 
 from core_rl import flags
 from core_rl.evaluate import make_evaluator
-from core_rl.launch import Experiment, RunConfig, report_end, run
-from core_rl.qr_sac import QRSACConfig, make_qr_sac
-from core_rl.train import TrainConfig, make_trainer
+from core_rl.launch import Experiment, RunConfig, make_learner, report_end, run
+from core_rl.qr_sac import QRSACConfig
+from core_rl.train import TrainConfig
 from core_rl.types import Metrics
 from experiments.sophy_report import write_time_trial_report
 from projects.sophy.drive import show_time
@@ -31,7 +31,7 @@ from projects.sophy.time_trial import (
     CONTROL_STEP,
     TimeTrial,
     TimeTrialConfig,
-    calm_starts,
+    with_calm_starts,
 )
 
 EVALUATION_SEED = 7_000_000  # starts that choose the policy; the report's starts are others
@@ -72,21 +72,11 @@ CONFIG = SophyTimeTrial()
 def make_experiment(config: SophyTimeTrial) -> tuple[Experiment, TimeTrial]:
     """Raises UserError for a circuit or car that does not exist or cannot be driven."""
     env = TimeTrial(config.env)
-    agent = make_qr_sac(config.agent, env.action_size)
-    trainer = make_trainer(
-        env,
-        agent,
-        config.train,
-        episode_length=config.env.episode_length,
-        batch_size=config.agent.batch_size,
-        n_step=config.agent.n_step,
-        discount=lambda state: state.hypers.discount,
-    )
+    agent, trainer = make_learner(config, env, config.env.episode_length)
     reference_time = float(env.reference.lap_time)
     # Enough for the way to the line and one lap for a car as fast as the reference.
     num_steps = int(2.1 * reference_time / CONTROL_STEP)
-    calm = TimeTrial(calm_starts(config.env))
-    evaluator = make_evaluator(calm, agent, EVALUATION_CARS, num_steps)
+    evaluator = make_evaluator(with_calm_starts(env), agent, EVALUATION_CARS, num_steps)
     reference_distance = env.track.length * num_steps * CONTROL_STEP / reference_time
 
     def evaluate(agent_state: Any) -> Metrics:

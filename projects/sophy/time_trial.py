@@ -9,6 +9,7 @@ Laps are counted where the arc length wraps, not by a line test; a lap time is i
 the control step in which it ends.
 """
 
+import copy
 import dataclasses
 from typing import Literal
 
@@ -65,12 +66,6 @@ class TimeTrialConfig:
     def episode_length(self) -> int:
         """Control steps per episode."""
         return round(self.episode_seconds / CONTROL_STEP)
-
-
-def calm_starts(config: TimeTrialConfig) -> TimeTrialConfig:
-    """The same with starts as a driver would choose them: near the middle of the road and slower
-    than the circuit allows. What goes wrong then is the driver's doing and not the start's."""
-    return dataclasses.replace(config, start_speed=(0.5, 0.8), start_offset=0.2)
 
 
 @struct.dataclass
@@ -254,6 +249,14 @@ class TimeTrial(Env):
     @property
     def backend(self) -> str:
         return "sophy"
+
+
+def with_calm_starts(env: TimeTrial) -> TimeTrial:
+    """The same with starts as a driver would choose them: near the middle of the road and slower
+    than the circuit allows. What goes wrong then is the driver's doing and not the start's."""
+    calm = copy.copy(env)  # circuit, car and reference stay the same arrays
+    calm.config = dataclasses.replace(env.config, start_speed=(0.5, 0.8), start_offset=0.2)
+    return calm
 
 
 register_environment("sophy_time_trial", TimeTrial)

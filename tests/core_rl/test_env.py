@@ -33,7 +33,7 @@ def record(stagger: bool, seed: int = 0) -> Run:
             return slots, (transition, info)
 
         actions = jax.random.uniform(action_key, (NUM_STEPS, NUM_ENVS, 1), minval=-1.0)
-        return slots.num_steps, jax.lax.scan(step, slots, actions)[1]
+        return slots.clock, jax.lax.scan(step, slots, actions)[1]
 
     first_clock, (transition, info) = run(jax.random.key(seed))
     return jax.tree.map(np.asarray, Run(transition, info, first_clock))
@@ -82,7 +82,9 @@ def test_terminated_and_truncated_say_why_an_episode_ended(run):
     assert not (run.transition.terminated & run.transition.truncated).any()
 
 
-def test_returns_and_lengths_are_those_of_whole_episodes(run):
+@pytest.mark.parametrize("stagger", [False, True])
+def test_returns_and_lengths_are_those_of_the_played_episodes(stagger, request):
+    run = request.getfixturevalue("staggered" if stagger else "run")
     for env in range(NUM_ENVS):
         start = 0
         for end in np.flatnonzero(ended(run)[:, env]):
@@ -124,6 +126,7 @@ def test_episode_of_one_step_is_always_reset():
     after, transition, _ = loop.step(slots, jnp.zeros((3, 1)))
     assert (transition.terminated | transition.truncated).all()
     np.testing.assert_array_equal(after.num_steps, 0)
+    np.testing.assert_array_equal(after.clock, 0)
     starts, before = named_obs(after.state)["state"], named_obs(slots.state)["state"]
     assert (starts[:, 0] != before[:, 0]).all()
 
