@@ -65,7 +65,9 @@ class MLP(nn.Module):
             x = ACTIVATIONS[self.activation](x)
         # A small last layer: the first actions and values depend little on the observation.
         return nn.Dense(
-            self.output_size, kernel_init=nn.initializers.variance_scaling(0.01, "fan_in", "normal")
+            self.output_size,
+            kernel_init=nn.initializers.variance_scaling(0.01, "fan_in", "normal"),
+            name="output",
         )(x)
 
 
@@ -87,6 +89,15 @@ def make_mlp(
         return module.init(key, tuple(map(jnp.zeros, input_sizes)))["params"]
 
     return Network(init=init, apply=apply)
+
+
+def average_outputs(params: Params) -> Params:
+    """Parameters for the same network with one output, the mean of its outputs.
+
+    The last layer is linear, so that averaging its weights does what averaging outputs would.
+    """
+    output = {name: jnp.mean(leaf, -1, keepdims=True) for name, leaf in params["output"].items()}
+    return {**params, "output": output}
 
 
 def make_ensemble(network: Network, num_members: int) -> Network:

@@ -6,7 +6,8 @@ an asymmetric actor-critic is the same code. `num_quantiles=1` is plain SAC with
 
 Deviations from the paper, all switchable: layer norm and a learned temperature are offered;
 observations are standardised by running statistics of the sampled batches, frozen after a while;
-there is no dropout. Re-initialisation follows Nikishin et al. 2022 (arXiv 2205.07802).
+there is no dropout. Actor and critics step at once, both from the critics as they were.
+Re-initialisation follows Nikishin et al. 2022 (arXiv 2205.07802).
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ from core_rl.losses import (
     squared_loss,
     temperature_loss,
 )
-from core_rl.networks import ACTIVATIONS, Inputs, make_ensemble, make_mlp
+from core_rl.networks import ACTIVATIONS, Inputs, average_outputs, make_ensemble, make_mlp
 from core_rl.running_stats import RunningStats, init_stats, normalise, update_stats
 from core_rl.types import Agent, Batch, Key, Metrics, Obs, Params
 
@@ -150,8 +151,12 @@ def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
             layer_norm=config.layer_norm,
         )
         actor = make_body(sizes(config.actor_obs), 2 * action_size)
-        critic = make_body((*sizes(config.critic_obs), action_size), config.num_quantiles)
-        return actor, make_ensemble(critic, config.num_critics)
+        critic_inputs = (*sizes(config.critic_obs), action_size)
+        quantiles, mean = (
+            make_ensemble(make_body(critic_inputs, outputs), config.num_critics)
+            for outputs in (config.num_quantiles, 1)
+        )
+        return actor, quantiles, mean
 
     def read(entries: tuple[str, ...], stats: dict[str, RunningStats], obs: Obs) -> Inputs:
         """The named entries, standardised, each `[..., F]`."""
@@ -161,7 +166,7 @@ def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
 
     def init_networks(key: Key, obs_stats: dict[str, RunningStats]) -> Networks:
         actor_key, critic_key = jax.random.split(key)
-        actor_network, critics_network = networks_for(obs_stats)
+        actor_network, critics_network, _ = networks_for(obs_stats)
         actor = actor_network.init(actor_key)
         critics = critics_network.init(critic_key)
         return Networks(
@@ -193,7 +198,7 @@ def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
         )
 
     def policy(params: Params, stats: dict[str, RunningStats], obs: Obs) -> TanhNormal:
-        actor_network, _ = networks_for(stats)
+        actor_network, _, _ = networks_for(stats)
         return TanhNormal.from_output(
             actor_network.apply(params, read(config.actor_obs, stats, obs))
         )
@@ -238,7 +243,7 @@ def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
         if config.normalise_obs:
             learning = state.num_updates < config.normalise_updates
             stats = {name: update_stats(stats[name], batch.obs[name], learning) for name in stats}
-        actor_network, critics_network = networks_for(stats)
+        actor_network, critics_network, mean_network = networks_for(stats)
         actor_input = read(config.actor_obs, stats, batch.obs)
         critic_input = read(config.critic_obs, stats, batch.obs)
         next_critic_input = read(config.critic_obs, stats, batch.next_obs)
@@ -278,10 +283,14 @@ def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
             adam, networks.critics, critic_grads, networks.critics_opt, hypers.critic_lr
         )
 
+        # The critics as they were, so that what they make of the observations is computed once.
+        mean_critics = average_outputs(networks.critics)
+
         def policy_loss(params: Params):
             distribution = TanhNormal.from_output(actor_network.apply(params, actor_input))
             action, log_prob = distribution.sample_and_log_prob(actor_key)
-            values = critic_values(critics, critic_input, action)
+            means = mean_network.apply(mean_critics, (*critic_input, action))
+            values = jnp.swapaxes(means, 0, 1)  # [B, C, 1]
             losses = jax.vmap(actor_loss, in_axes=(0, 0, None))(values, log_prob, alpha)
             return jnp.mean(losses), log_prob
 

@@ -40,11 +40,14 @@ EVALUATION_CARS = 8
 
 @dataclasses.dataclass(frozen=True)
 class SophyTimeTrial:
-    env: TimeTrialConfig = TimeTrialConfig(episode_seconds=30.0, start_speed=(0.2, 1.0))
+    env: TimeTrialConfig = TimeTrialConfig(
+        steering="delta", episode_seconds=30.0, start_speed=(0.2, 1.0)
+    )
     agent: QRSACConfig = QRSACConfig(
         critic_obs=("state", "privileged_state"),
         n_step=5,
         discount=0.98,
+        target_entropy_per_dim=-1.5,
         batch_size=128,
         actor_lr=5e-4,
         critic_lr=5e-4,

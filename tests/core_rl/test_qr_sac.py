@@ -105,7 +105,7 @@ def assert_same(a: Any, b: Any) -> None:
 def forward(params: Any, *inputs: jax.Array) -> np.ndarray:
     """A multi-layer perceptron with relu, in float64: `[B, F_i]` parts to `[B, outputs]`."""
     x = np.concatenate([np.asarray(part, np.float64) for part in inputs], axis=1)
-    layers = [params["PartedDense_0"], params["Dense_0"], params["Dense_1"]]
+    layers = [params["PartedDense_0"], params["Dense_0"], params["output"]]
     for number, layer in enumerate(layers):
         x = x @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"])
         x = np.maximum(x, 0.0) if number < len(layers) - 1 else x
@@ -115,7 +115,7 @@ def forward(params: Any, *inputs: jax.Array) -> np.ndarray:
 def test_update_equals_loops_over_samples_critics_and_quantiles():
     _, _, state, update = setup()
     batch = make_batch()
-    after, metrics = update(state, batch, KEY)
+    _, metrics = update(state, batch, KEY)
     target_key, actor_key, _ = jax.random.split(KEY, 3)
 
     def standardised(obs, name):  # by the statistics of this very first batch
@@ -151,8 +151,8 @@ def test_update_equals_loops_over_samples_critics_and_quantiles():
             critic_loss += abs(tau - (delta < 0.0)) * huber / NUM_QUANTILES / BATCH_SIZE
     assert set(chosen) == {0, 1}
     action, log_prob = act(batch.obs, actor_key)
-    # The actor is judged by the critics as this update leaves them.
-    judged = values(after.networks.critics, batch.obs, action).mean(axis=2).min(axis=0)
+    # The actor is judged by the critics as this update found them.
+    judged = values(state.networks.critics, batch.obs, action).mean(axis=2).min(axis=0)
     expected = {
         "critic_loss": critic_loss,
         "actor_loss": np.mean(0.2 * log_prob - judged),
@@ -293,7 +293,7 @@ def test_reinitialisation_renews_networks_and_optimisers_and_nothing_else(resett
         assert_same(renewed.target_critics, renewed.critics)
         assert_same(renewed.actor_average, renewed.actor)
         # The last layer is small again, as it is at the beginning; before it was scrambled by 0.1.
-        assert float(jnp.std(renewed.actor["Dense_1"]["kernel"])) < 0.05
+        assert float(jnp.std(renewed.actor["output"]["kernel"])) < 0.05
         assert states[number].num_updates == number
         assert states[number].log_alpha != states[number - 1].log_alpha
     assert difference(states[6].networks.actor, states[3].networks.actor) > 0.1  # a fresh key
