@@ -1,0 +1,1 @@
+"""Table tennis: ball, robot, sensing and the tasks they make together."""
