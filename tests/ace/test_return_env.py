@@ -1,0 +1,157 @@
+"""The return task: honest verdicts, rewards that add up, and episodes that end as they say."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from core_rl.env import get_environment
+from projects.ace.ball import AIR, Ball
+from projects.ace.bank import BankConfig, load_bank
+from projects.ace.events import COURT, FAR, NEAR, TOUCHED_CORD, TOUCHED_NET, simulate
+from projects.ace.return_env import (
+    LEGAL,
+    LONGEST,
+    MISS,
+    OUTCOMES,
+    RUNNING,
+    ReturnConfig,
+    ReturnTask,
+)
+from projects.ace.returning import judge_return
+from projects.ace.reward import RewardConfig
+from projects.ace.sensing import SensingConfig
+from tests.probes import QUICK_COMPILE
+
+CONFIG = ReturnConfig(task="T3", balls=BankConfig(num_balls=24))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where banks are kept relative to."""
+    return tmp_path_factory.mktemp("banks")
+
+
+@pytest.fixture(scope="module")
+def env(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        made = ReturnTask(CONFIG)
+        again = load_bank(CONFIG.balls, CONFIG.model, CONFIG.sensing)
+    jax.tree.map(np.testing.assert_array_equal, again, made.bank)  # the kept bank is the same
+    return made
+
+
+@pytest.fixture(scope="module")
+def played(env):
+    """Every ball of the bank under random actions: states and rewards [T, N, ...]."""
+
+    def run(key):
+        keys = jax.random.split(key, env.num_balls)
+        first = jax.vmap(env.start)(jnp.arange(env.num_balls), keys)
+
+        def step(state, key):
+            action = jax.random.uniform(key, (env.num_balls, 8), minval=-1.0)
+            state = jax.vmap(env.step)(state, action)
+            return state, state
+
+        return first, jax.lax.scan(step, first, jax.random.split(key, LONGEST))[1]
+
+    first, states = jax.jit(run, compiler_options=QUICK_COMPILE)(jax.random.key(0))
+    return jax.tree.map(np.asarray, (first, states))
+
+
+def test_every_episode_ends_once_the_ball_is_dead(env, played):
+    _, states = played
+    assert states.done[-1].all()
+    end = np.argmax(states.done > 0, axis=0)
+    outcome = states.pipeline_state.outcome[end, np.arange(env.num_balls)]
+    assert (outcome != RUNNING).all() and (outcome < len(OUTCOMES)).all()
+    dead = np.asarray(env.bank.incoming.end_time)
+    missed = outcome == MISS
+    assert missed.sum() > 5  # random actions touch few balls
+    lived = (end[missed] + 1) * 0.032
+    assert (lived >= dead[missed] - 1e-4).all() and (lived < dead[missed] + 0.032 + 1e-4).all()
+
+
+def test_approach_adds_up_to_what_the_miss_shrank(env, played):
+    first, states = played
+    end = np.argmax(states.done > 0, axis=0)
+    sums = np.cumsum(states.metrics["reward/approach"], axis=0)[end, np.arange(env.num_balls)]
+    task = states.pipeline_state
+    final = task.nearest[end, np.arange(env.num_balls)]
+    np.testing.assert_allclose(sums, first.pipeline_state.nearest - final, atol=1e-4)
+
+
+def test_reward_is_the_weighted_sum_of_the_named_terms(env, played):
+    _, states = played
+    weights = dataclasses.asdict(CONFIG.reward)
+    total = sum(weight * states.metrics[f"reward/{name}"] for name, weight in weights.items())
+    np.testing.assert_allclose(states.reward, total, atol=1e-5)
+    assert {name for name in states.metrics if name.startswith("reward/")} == {
+        f"reward/{name}" for name in weights
+    }
+
+
+def test_observations_are_finite_and_of_order_one(env, played):
+    _, states = played
+    alive = np.cumsum(states.done, axis=0) - states.done == 0
+    for name, size in env.observation_size.items():
+        values = states.obs[name][alive]
+        assert values.shape[-1] == size
+        assert np.isfinite(values).all() and np.abs(values).max() < 30.0
+        assert np.abs(values).mean() < 2.0
+
+
+def test_verdict_agrees_with_the_exact_events():
+    keys = jax.random.split(jax.random.key(5), 3)
+    count = 256
+    position = jnp.array([-1.5, 0.0, 0.2]) + 0.2 * jax.random.normal(keys[0], (count, 3))
+    velocity = jnp.array([5.5, 0.0, 1.6]) + jax.random.normal(keys[1], (count, 3))
+    balls = Ball(position, velocity, 150.0 * jax.random.normal(keys[2], (count, 3)))
+    balls = jax.tree.map(lambda leaf: leaf[position[:, 2] > 0.05], balls)
+    verdict = jax.jit(jax.vmap(lambda b: judge_return("conti", AIR, b)))(balls)
+    fly = jax.vmap(lambda b: simulate("conti", AIR, COURT, b, 100, 0.012).events)
+    events = jax.jit(fly, compiler_options=QUICK_COMPILE)(balls)
+    kinds = np.asarray(events.kind).reshape(len(verdict.legal), -1)
+    first = np.array([row[row > 0][0] if (row > 0).any() else 0 for row in kinds])
+    legal, clean = np.asarray(verdict.legal), ~np.isin(first, [TOUCHED_CORD])
+    assert 40 < legal.sum() < len(legal) - 40
+    # Edges and grazed cords aside, the plane crossings of the verdict are the exact ones.
+    assert (legal == (first == FAR))[clean].mean() > 0.985
+    assert not legal[first == TOUCHED_NET].any() and not legal[first == NEAR].any()
+    landing = np.asarray(events.before.position).reshape(len(first), -1, 3)
+    both = legal & (first == FAR)
+    where = landing[np.arange(len(first)), np.argmax(kinds > 0, axis=1)][both]
+    np.testing.assert_allclose(np.asarray(verdict.landing)[both], where[:, :2], atol=5e-3)
+
+
+def test_environment_is_registered_with_brax(env, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    made = get_environment("ace_return", config=dataclasses.replace(CONFIG, task="T2"))
+    starts: list[Any] = [made.reset(jax.random.key(k)).pipeline_state for k in (0, 1)]
+    targets = {tuple(np.asarray(start.target)) for start in starts}
+    assert len(targets) == 2 and made.action_size == 8
+    assert LEGAL == len(OUTCOMES) - 1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ReturnConfig(task="T9"), "task must be one of T0, T1, T2, T3"),  # pyright: ignore[reportArgumentType]
+        (lambda: ReturnConfig(rubber="glue"), "rubber must be one of"),
+        (lambda: ReturnConfig(start_noise=-1.0), "start_noise"),
+        (lambda: BankConfig(num_balls=0), "num_balls must be at least 1"),
+        (lambda: BankConfig(serves=1.5), "serves must be in"),
+        (lambda: BankConfig(spread=0.0), "spread must be positive"),
+        (lambda: SensingConfig(rate=10.0), "rate must be in"),
+        (lambda: RewardConfig(legal=-1.0), "legal must not be negative"),
+    ],
+)
+def test_bad_settings_raise_one_line(make, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)
