@@ -50,6 +50,7 @@ class AceEvaluate:
     policy: str = ""  # directory of a policy bundle, such as WORKDIR/policy
     balls: str = "human"  # human, slow, or the path of a CSV file
     num_balls: int = 5000  # balls that are drawn
+    skip_invalid: bool = False  # leave out rows of the file that no model covers
     perfect: bool = False  # perfect sensing instead of the policy's own
     seed: int = 0  # added to the seed of the balls and measurements
     json: bool = False  # print one JSON object
@@ -193,7 +194,9 @@ def main(config: AceEvaluate) -> int:
         sensing = dataclasses.replace(sensing, perfect=True)
     began = time.monotonic()
     seed = TEST_SEED + config.seed
-    balls = BankConfig(source=config.balls, num_balls=config.num_balls, seed=seed)
+    balls = BankConfig(
+        source=config.balls, num_balls=config.num_balls, seed=seed, skip_invalid=config.skip_invalid
+    )
     env = ReturnTask(dataclasses.replace(env_config, balls=balls, sensing=sensing))
     made, incoming = time.monotonic(), env.bank.incoming
     played = play(policy, env, seed)

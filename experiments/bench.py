@@ -6,7 +6,8 @@
 Learning: QR-SAC's training loop and brax's own SAC (`brax.training.agents.sac`, unmodified) take
 turns on the same environment, which costs nothing, with the same sizes: hidden layers 256 x 256,
 batch 256, 64 environments, 8 updates per step; ours with 32 quantiles, brax's with scalar critics.
-Simulation: control steps (20 sub-steps of 5 ms) of the time trial. Start: processes of their own,
+Simulation: control steps of the time trial (20 sub-steps of 5 ms) and of the return task (8 sweeps
+of 4 ms, joints at 1 kHz). Start: processes of their own,
 without and with compilation cache. The median of the rounds is shown, with the range.
 """
 
@@ -33,6 +34,8 @@ from core_rl.env import Env, State
 from core_rl.qr_sac import QRSACConfig, make_qr_sac
 from core_rl.train import TrainConfig, make_trainer
 from experiments.sophy_time_trial import CONFIG
+from projects.ace.bank import BankConfig
+from projects.ace.return_env import ReturnConfig, ReturnTask
 from projects.sophy.time_trial import TimeTrial
 
 OBS_SIZE, ACTION_SIZE = 128, 2
@@ -44,7 +47,7 @@ CAPACITY = 65_536
 class Bench:
     rounds: int = 2  # turns that each of the compared programs takes
     updates: int = 1024  # updates per turn
-    cars: tuple[int, ...] = (1, 64, 1024)  # cars simulated side by side
+    envs: tuple[int, ...] = (1, 64, 1024)  # environments simulated side by side
     start: bool = True  # measure start-up time and memory in processes of their own
     json: str = ""  # file for the results, machine-readable
 
@@ -53,8 +56,8 @@ class Bench:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}")
         if self.updates < UPDATES_PER_STEP:
             raise ValueError(f"updates must be at least {UPDATES_PER_STEP}, got {self.updates}")
-        if not self.cars or min(self.cars) < 1:
-            raise ValueError(f"cars must be positive numbers, got {self.cars}")
+        if not self.envs or min(self.envs) < 1:
+            raise ValueError(f"envs must be positive numbers, got {self.envs}")
 
 
 class FreeEnv(Env):
@@ -146,22 +149,22 @@ def brax_updates(num_updates: int) -> list[float]:
     return [sps / NUM_ENVS * UPDATES_PER_STEP for sps in speeds[2:]]
 
 
-def car_steps(env: TimeTrial, num_cars: int, num_rounds: int) -> list[float]:
+def env_steps(env: Env, num_envs: int, num_rounds: int) -> list[float]:
     """Control steps per second with random actions."""
-    num_steps = max(20, 4096 // num_cars)
+    num_steps = max(20, 4096 // num_envs)
 
     @jax.jit
     def drive(state: State, key: jax.Array) -> State:
         def step(state: State, key: jax.Array):
-            action = jax.random.uniform(key, (num_cars, 2), minval=-1.0)
+            action = jax.random.uniform(key, (num_envs, env.action_size), minval=-1.0)
             return jax.vmap(env.step)(state, action), None
 
         return jax.lax.scan(step, state, jax.random.split(key, num_steps))[0]
 
-    state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), num_cars))
+    state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), num_envs))
     keys = jax.random.split(jax.random.key(1), num_rounds + 1)
     timed(lambda: drive(state, keys[0]))
-    return [num_steps * num_cars / timed(lambda key=key: drive(state, key)) for key in keys[1:]]
+    return [num_steps * num_envs / timed(lambda key=key: drive(state, key)) for key in keys[1:]]
 
 
 def start_up(cache: str, workdir: str) -> tuple[float, float]:
@@ -236,10 +239,12 @@ def measure(config: Bench) -> dict[str, Any]:
         np.median(speeds["qr_sac"]) / np.median(speeds["brax_sac"])
     )
 
-    say("control steps per second of the time trial")
-    env = TimeTrial(CONFIG.env)
+    say("control steps per second of the time trial and of the return task")
+    balls = BankConfig(num_balls=512)
+    envs = {"time trial": TimeTrial(CONFIG.env), "return": ReturnTask(ReturnConfig(balls=balls))}
     results["control_steps_per_second"] = {
-        str(cars): median_and_range(car_steps(env, cars, config.rounds)) for cars in config.cars
+        name: {str(n): median_and_range(env_steps(env, n, config.rounds)) for n in config.envs}
+        for name, env in envs.items()
     }
     results["bench_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return results
@@ -260,8 +265,9 @@ def table(results: dict[str, Any]) -> str:
     for name, label in names.items():
         row(label, results["updates_per_second"][name])
     rows.append(("QR-SAC over brax's SAC", f"{results['qr_sac_over_brax_sac']:.2f}", ""))
-    for cars, value in results["control_steps_per_second"].items():
-        row(f"time trial, {cars} cars: control steps/s", value)
+    for name, by_number in results["control_steps_per_second"].items():
+        for number, value in by_number.items():
+            row(f"{name}, {number} environments: control steps/s", value)
     if "first_update_seconds" in results:
         start = results["first_update_seconds"]
         rows.append(("start to first update, cold cache [s]", f"{start['cold']:.1f}", ""))

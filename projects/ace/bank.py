@@ -42,6 +42,7 @@ class BankConfig:
     serves: float = 0.3  # share of serves among human shots
     spread: float = 1.0  # factor on the deviations of the shots; 1 matches the record
     seed: int = 0  # of the shots and of the measurements
+    skip_invalid: bool = False  # leave out rows of a file that no model covers
 
     def __post_init__(self):
         if self.num_balls < 1:
@@ -57,7 +58,7 @@ class BankConfig:
 def draw_states(config: BankConfig, model: FlightModel) -> tuple[np.ndarray, np.ndarray]:
     """States [N, 9] after the opponent's stroke, in mixed order, and which are serves [N]."""
     if config.source not in ("human", "slow"):
-        states = read_states(config.source).values
+        states = read_states(config.source, skip_invalid=config.skip_invalid).values
         return states, np.zeros(len(states), bool)
     rng = np.random.default_rng(config.seed)
     coarse = make_flights(model, time_step=COARSE_STEP)

@@ -156,7 +156,7 @@ def fit_bounce(
         )
         # Friction leaves topspin, which pulls down.
         down = 8.0 / 3.0 * magnus * RADIUS * spin / speed
-        leaving = fit_flight(after, (drag, -down))
+        leaving = fit_flight(after, (drag, -float(down)))
     return arriving, leaving
 
 
