@@ -1,0 +1,171 @@
+"""Episodes of the return task played with all that a picture of them needs."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from core_rl.env import named_obs
+from projects.ace.actions import CONTROL_STEP, SAMPLE, follow, plan_velocity, track
+from projects.ace.arm import BASE_X, HAND, RAIL_Z, SHOULDER_Z, UPPER_ARM, racket_pose
+from projects.ace.ball import AIR
+from projects.ace.events import COURT, simulate
+from projects.ace.incoming import SAMPLE_STEP, to_ball
+from projects.ace.render import Exchange
+from projects.ace.return_env import (
+    LONGEST,
+    NET,
+    OUTCOMES,
+    RUNNING,
+    SUBSTEPS,
+    ReturnState,
+    ReturnTask,
+)
+
+NUM_SAMPLES = round(CONTROL_STEP / SAMPLE)  # of the joints per decision
+LONGEST_RETURN = 360  # samples of the ball's way after the contact: 1.44 s
+
+
+class Played(NamedTuple):
+    """`N` episodes until their end; entries of a ball that was not hit are 0."""
+
+    row: np.ndarray  # [N] of the ball in the environment's bank
+    num_steps: np.ndarray  # [N] decisions until the episode ended
+    joints: np.ndarray  # [N, 1 + T * NUM_SAMPLES, 8] every `SAMPLE` from the stroke on [m, rad]
+    outcome: np.ndarray  # [N] of OUTCOMES
+    landing: np.ndarray  # [N, 2] [m]
+    target: np.ndarray  # [N, 2] where the return should land [m]
+    returned: np.ndarray  # [N, 9] the ball's state just after the contact
+
+
+def play(
+    act: Callable[[dict[str, Array]], Array], env: ReturnTask, rows: np.ndarray, keys: Array
+) -> Played:
+    """Plays the bank's balls `rows` [N], all together, with the joints' ways.
+
+    Args:
+      act: actions [N, 8] for observations [N, ...]; traced.
+      env: the task.
+      rows: [N] balls of its bank.
+      keys: [N] what starts the episodes.
+    """
+
+    def joints_of(task: ReturnState, action: Array) -> Array:
+        """The joints [NUM_SAMPLES, 8] of which `env.step` keeps only the last."""
+        segment = plan_velocity(env.arm, task.joints, jnp.clip(action, -1.0, 1.0))
+        times = (1 + jnp.arange(NUM_SAMPLES)) * SAMPLE
+        reference = follow(task.joints, segment, times)
+        return track(env.arm, task.memory, reference.position)[1]
+
+    @jax.jit
+    def run(rows: Array, keys: Array) -> Any:
+        first = jax.vmap(env.start)(rows, keys)
+        task: ReturnState = first.pipeline_state  # pyright: ignore[reportAssignmentType]
+
+        def step(state: Any, _):
+            action = act(named_obs(state))  # pyright: ignore[reportArgumentType]
+            joints = jax.vmap(joints_of)(state.pipeline_state, action)
+            state = jax.vmap(env.step)(state, action)
+            after: ReturnState = state.pipeline_state
+            ball = after.returned
+            returned = jnp.concatenate([ball.position, ball.velocity, ball.spin], axis=-1)
+            return state, (joints, after.outcome, after.landing, after.target, returned)
+
+        return task.position, jax.lax.scan(step, first, None, length=LONGEST)[1]
+
+    start, steps = jax.device_get(run(jnp.asarray(rows), keys))
+    joints, outcome, landing, target, returned = steps  # [T, N, ...]
+    last = np.argmax(outcome > RUNNING, axis=0)
+    every = np.arange(len(rows))
+    ways = np.moveaxis(joints, 0, 1).reshape(len(rows), -1, joints.shape[-1])
+    return Played(
+        row=np.asarray(rows),
+        num_steps=last + 1,
+        joints=np.concatenate([start[:, None], ways], axis=1),
+        outcome=outcome[last, every],
+        landing=landing[last, every],
+        target=target[last, every],
+        returned=returned[last, every],
+    )
+
+
+def joint_centres(q: np.ndarray) -> np.ndarray:
+    """Rail, shoulder (J4), elbow (J6), wrist (J7) and the blade's centre, [T, 5, 3] [m].
+
+    Args:
+      q: [T, 8] joint positions.
+    """
+    pose = jax.device_get(jax.vmap(racket_pose)(jnp.asarray(q)))
+    x, y, turn, lift = BASE_X + q[:, 0], q[:, 1], q[:, 2], q[:, 3]
+    foot = np.stack([x, y, np.full_like(x, RAIL_Z)], axis=1)
+    shoulder = np.stack([x, y, np.full_like(x, SHOULDER_Z)], axis=1)
+    # J3 turns about z, J4 lifts the upper arm about the turned x axis.
+    upper_arm = np.stack(
+        [np.sin(turn) * np.sin(lift), -np.cos(turn) * np.sin(lift), np.cos(lift)], axis=1
+    )
+    wrist = pose.centre - HAND * pose.handle
+    return np.stack([foot, shoulder, shoulder + UPPER_ARM * upper_arm, wrist, pose.centre], axis=1)
+
+
+def _moment_of(place: np.ndarray, way: np.ndarray) -> float:
+    """Where on the chords between a way's points [K, 3] a place [3] lies, in points."""
+    start, chord = way[:-1], np.diff(way, axis=0)
+    share = np.sum((place - start) * chord, axis=1) / np.maximum(np.sum(chord**2, axis=1), 1e-12)
+    share = np.clip(share, 0.0, 1.0)
+    k = int(np.argmin(np.linalg.norm(start + share[:, None] * chord - place, axis=1)))
+    return k + float(share[k])
+
+
+def exchange_of(played: Played, env: ReturnTask, number: int) -> Exchange:
+    """Episode `number` of `played`, whose ball must have been hit after its bounce."""
+    outcome = int(played.outcome[number])
+    if outcome < NET:
+        raise ValueError(f"the racket did not return this ball: {OUTCOMES[outcome]}")
+    row = int(played.row[number])
+    ball = jax.device_get(jax.tree.map(lambda leaf: leaf[row], env.bank.incoming))
+    returned = played.returned[number]
+
+    # The environment strikes the ball on a chord of its way, within the last decision.
+    first = int(played.num_steps[number] - 1) * SUBSTEPS
+    step = first + _moment_of(returned[:3], ball.position[first : first + SUBSTEPS + 1])
+    contact, bounce_time = step * SAMPLE_STEP, float(ball.bounce_time)
+    times = np.arange(len(ball.position)) * SAMPLE_STEP
+    before = int(np.searchsorted(times, bounce_time, side="right")) - 1
+    bounce = ball.position[before] + (bounce_time - times[before]) * ball.velocity[before]
+    way = {t: p for t, p in zip(times, ball.position, strict=True) if t < contact - 1e-6}
+    way = {**way, bounce_time: bounce, contact: returned[:3]}
+    incoming_time = np.array(sorted(way))
+
+    joint_times = np.arange(played.joints.shape[1]) * SAMPLE
+    arm_time = np.append(joint_times[joint_times < contact - 1e-6], contact)
+    ways = [np.interp(arm_time, joint_times, way) for way in played.joints[number].T]
+    q = np.stack(ways, axis=1)
+    normal = jax.device_get(jax.vmap(racket_pose)(jnp.asarray(q)).normal)
+
+    fly = jax.jit(lambda ball: simulate(env.config.model, AIR, COURT, ball, LONGEST_RETURN))
+    flight = jax.device_get(fly(to_ball(jnp.asarray(returned))))
+    happened = np.argwhere(flight.events.kind > 0)
+    free = np.arange(1, LONGEST_RETURN + 1) * SAMPLE_STEP
+    outgoing, outgoing_time = flight.ball.position, free
+    if len(happened):
+        touch = tuple(happened[0])
+        end, place = flight.events.time[touch], flight.events.before.position[touch]
+        outgoing = np.concatenate([outgoing[free < end - 1e-6], place[None]])
+        outgoing_time = np.append(free[free < end - 1e-6], end)
+    velocity = [np.interp(contact, times, component) for component in ball.velocity.T]
+    return Exchange(
+        incoming=np.stack([way[t] for t in incoming_time]),
+        incoming_time=incoming_time,
+        bounce=bounce,
+        outgoing=np.concatenate([returned[None, :3], outgoing]),
+        outgoing_time=contact + np.append(0.0, outgoing_time),
+        arm=joint_centres(q),
+        normal=normal,
+        arm_time=arm_time,
+        velocity=np.stack([ball.start[3:6], velocity, returned[3:6]]),
+        spin=np.stack([ball.start[6:], ball.spin[1], returned[6:]]),
+        outcome=OUTCOMES[outcome],
+    )
