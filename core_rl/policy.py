@@ -10,6 +10,7 @@ state of a training. Exported matrix products run at full float32 precision, so 
 the same on every machine; the networks are too small for that to cost anything.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -146,7 +147,7 @@ def save_policy(
         name: jax.ShapeDtypeStruct((batch, *kind.shape), kind.dtype)
         for name, kind in obs_types.items()
     }
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision("highest"), _without_source_paths():
         golden_action = np.asarray(jax.jit(apply)(params, golden_obs))
         program = export.export(jax.jit(apply_flat), platforms=PLATFORMS)(flat, batched_types)
 
@@ -191,6 +192,17 @@ def save_policy(
             if directory.exists():
                 directory.rename(Path(temporary) / "old")
             fresh.rename(directory)
+
+
+@contextlib.contextmanager
+def _without_source_paths():
+    """A bundle is given away: the program must not name the directories of who trained it."""
+    before = jax.config.jax_traceback_in_locations_limit  # pyright: ignore[reportAttributeAccessIssue]
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", before)
 
 
 def load_policy(directory: str | os.PathLike[str]) -> Policy:

@@ -91,6 +91,11 @@ def test_a_bundle_is_four_files_within_a_megabyte(bundle):
     assert sum(path.stat().st_size for path in bundle.iterdir()) < 1_000_000
 
 
+def test_the_program_names_no_directory_of_this_machine(bundle):
+    program = (bundle / "policy.bin").read_bytes()
+    assert str(ROOT).encode() not in program and b"site-packages" not in program
+
+
 def test_the_loaded_policy_acts_like_the_one_that_was_saved(policy):
     obs = some_obs(20)
     np.testing.assert_allclose(policy.act(obs), apply(make_params(), obs), atol=1e-6)
