@@ -77,6 +77,14 @@ class ExperimentConfig(Protocol):
     def num_seeds(self) -> int: ...
 
 
+def check_seeds(config: ExperimentConfig) -> None:
+    """Raises ValueError for seeds that no run can have."""
+    if config.num_seeds < 1:
+        raise ValueError(f"num_seeds must be at least 1, got {config.num_seeds}")
+    if config.seed < 0:
+        raise ValueError(f"seed must not be negative, got {config.seed}")
+
+
 class Experiment(NamedTuple):
     """What `run` needs to know of an experiment."""
 

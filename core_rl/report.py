@@ -23,10 +23,12 @@ from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
+from PIL import Image
 
 from core_rl.errors import UserError
 
 NUM_TILES = 4
+PNG_LIMIT = 200_000  # [bytes]
 # Okabe and Ito, "Color Universal Design" (2008). The page gives each a value per theme, so the
 # drawings hold a placeholder that is replaced by the page's variable.
 NUM_COLOURS = 7
@@ -164,6 +166,25 @@ def _to_svg(figure: Figure) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
         FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None})
     return text.getvalue()
+
+
+def encode_png(figure: Figure) -> bytes:
+    """The figure as a PNG of at most `PNG_LIMIT` bytes: 256 colours, fewer dots where needed."""
+    data = b""
+    for dots_per_inch in (130, 110, 90, 70):
+        raw, packed = io.BytesIO(), io.BytesIO()
+        figure.savefig(raw, format="png", dpi=dots_per_inch)
+        # Plain median cut drops the rare colours, of which the speed scale consists.
+        picture = (
+            Image.open(raw)
+            .convert("RGB")
+            .quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+        )
+        picture.save(packed, format="png", optimize=True)
+        data = packed.getvalue()
+        if len(data) <= PNG_LIMIT:
+            return data
+    raise ReportError(f"the figure needs {len(data)} bytes at 70 dpi, allowed are {PNG_LIMIT}")
 
 
 def inline_svg(svg: str, name: str) -> Markup:

@@ -1,6 +1,6 @@
 """Returns unseen balls with the committed policy: no training, about a minute.
 
-    ./run python -m experiments.ace_demo
+    ./run demo ace
 
 Writes three pictures; opens nothing. The balls are those of `experiments.ace_evaluate` with the
 same `--num_balls`.
@@ -9,18 +9,17 @@ same `--num_balls`.
 import dataclasses
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from core_rl import flags
-from core_rl.errors import UsageError
 from core_rl.policy import Policy, load_policy
+from core_rl.report import encode_png
 from core_rl.tracking import open_workdir
-from experiments.ace_evaluate import CHUNK, TEST_SEED, summarise
+from experiments.ace_evaluate import TEST_SEED, env_config_of, episode_keys, summarise
 from projects.ace.bank import BankConfig
 from projects.ace.recording import Played, exchange_of, play
-from projects.ace.render import encode_png, exchange, landing_map, return_rates
-from projects.ace.return_env import LEGAL, ReturnConfig, ReturnTask
+from projects.ace.render import exchange, landing_map, return_rates
+from projects.ace.return_env import LEGAL, ReturnTask
 
 BUNDLE = Path(__file__).parents[1] / "projects/ace/policies/return"
 
@@ -38,9 +37,8 @@ class AceDemo:
 
 def play_all(policy: Policy, env: ReturnTask) -> Played:
     """Every ball of the environment's bank once, begun as the evaluation begins it."""
-    keys = jax.random.split(jax.random.key(TEST_SEED), env.num_balls + CHUNK)[: env.num_balls]
     act = lambda obs: policy.apply(policy.params, obs)  # noqa: E731
-    return play(act, env, np.arange(env.num_balls), keys)
+    return play(act, env, np.arange(env.num_balls), episode_keys(env, TEST_SEED))
 
 
 def pictures(played: Played, env: ReturnTask) -> tuple[dict, dict[str, bytes]]:
@@ -68,11 +66,8 @@ def pictures(played: Played, env: ReturnTask) -> tuple[dict, dict[str, bytes]]:
 
 def main(config: AceDemo) -> int:
     policy = load_policy(BUNDLE.parents[3] / config.policy)
-    extra = policy.manifest["extra"]
-    if extra.get("project") != "ace":
-        raise UsageError("this policy was not trained by projects/ace: it cannot return balls")
     balls = BankConfig(num_balls=config.num_balls, seed=TEST_SEED)
-    env = ReturnTask(dataclasses.replace(flags.from_dict(ReturnConfig, extra["env"]), balls=balls))
+    env = ReturnTask(dataclasses.replace(env_config_of(policy), balls=balls))
     with open_workdir(config.out) as out:
         result, drawn = pictures(play_all(policy, env), env)
         for label, rate in (("hit", result["hit"]), ("returned", result["returned"])):

@@ -72,6 +72,19 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def env_config_of(policy: Policy) -> ReturnConfig:
+    """What the policy was trained on. Raises UsageError for one that does not return balls."""
+    extra = policy.manifest["extra"]
+    if extra.get("project") != "ace":
+        raise UsageError("this policy was not trained by projects/ace: it cannot return balls")
+    return flags.from_dict(ReturnConfig, extra["env"])
+
+
+def episode_keys(env: ReturnTask, seed: int) -> jax.Array:
+    """[N] what starts the episode of each ball of the environment's bank."""
+    return jax.random.split(jax.random.key(seed), env.num_balls)
+
+
 def play(policy: Policy, env: ReturnTask, seed: int) -> dict[str, np.ndarray]:
     """Plays every ball of the environment's bank once; outcomes, landings and returns, [N, ...]."""
 
@@ -103,11 +116,11 @@ def play(policy: Policy, env: ReturnTask, seed: int) -> dict[str, np.ndarray]:
         return jax.vmap(one)(rows, keys)
 
     num_balls = env.num_balls
-    keys = jax.random.split(jax.random.key(seed), num_balls + CHUNK)
+    keys = episode_keys(env, seed)
     parts = []
     for first in range(0, num_balls, CHUNK):
         rows = np.minimum(np.arange(first, first + CHUNK), num_balls - 1)
-        played = jax.device_get(chunk(jnp.asarray(rows), keys[first : first + CHUNK]))
+        played = jax.device_get(chunk(jnp.asarray(rows), keys[rows]))
         count = min(CHUNK, num_balls - first)
         parts.append({name: values[:count] for name, values in played.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -185,10 +198,7 @@ def main(config: AceEvaluate) -> int:
     if not config.policy:
         raise UsageError("--policy=DIR is missing: name the directory of a policy bundle")
     policy = load_policy(Path(config.policy))
-    extra = policy.manifest["extra"]
-    if extra.get("project") != "ace":
-        raise UsageError("this policy was not trained by projects/ace: it cannot return balls")
-    env_config = flags.from_dict(ReturnConfig, extra["env"])
+    env_config = env_config_of(policy)
     sensing = env_config.sensing
     if config.perfect:
         sensing = dataclasses.replace(sensing, perfect=True)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from core_rl import flags
 from core_rl.evaluate import make_evaluator
-from core_rl.launch import Experiment, RunConfig, make_learner, report_end, run
+from core_rl.launch import Experiment, RunConfig, check_seeds, make_learner, report_end, run
 from core_rl.qr_sac import QRSACConfig
 from core_rl.train import TrainConfig
 from core_rl.types import Metrics
@@ -56,10 +56,7 @@ class AceReturn:
     workdir: str = "runs/ace_return"  # the run's identity: the same again resumes it
 
     def __post_init__(self):
-        if self.num_seeds < 1:
-            raise ValueError(f"num_seeds must be at least 1, got {self.num_seeds}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
+        check_seeds(self)
 
 
 CONFIG = AceReturn()

@@ -20,7 +20,7 @@ from core_rl import flags
 from core_rl.env import Env, get_environment
 from core_rl.errors import UsageError
 from core_rl.evaluate import make_evaluator
-from core_rl.launch import Experiment, RunConfig, make_learner, report_end, run
+from core_rl.launch import Experiment, RunConfig, check_seeds, make_learner, report_end, run
 from core_rl.qr_sac import QRSACConfig
 from core_rl.train import TrainConfig
 from core_rl.types import Metrics
@@ -44,9 +44,9 @@ class BraxExperiment:
     workdir: str = "runs/qr_sac"  # the run's identity: the same again resumes it
 
     def __post_init__(self):
-        for name in ("episode_length", "num_seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_seeds(self)
+        if self.episode_length < 1:
+            raise ValueError(f"episode_length must be at least 1, got {self.episode_length}")
 
 
 CONFIG = BraxExperiment()

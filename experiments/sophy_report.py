@@ -6,12 +6,12 @@ import numpy as np
 
 from core_rl.launch import Outcome
 from core_rl.policy import load_policy
-from core_rl.report import CurveSpec, write_report
+from core_rl.report import CurveSpec, encode_png, write_report
 from core_rl.tracking import read_record
 from experiments.sophy_evaluate import Evaluation, evaluate
 from projects.sophy.drive import show_time
 from projects.sophy.laps import outline_of, profile_of, shorten
-from projects.sophy.render import encode_png, telemetry, track_map
+from projects.sophy.render import telemetry, track_map
 from projects.sophy.replay import replay_html
 from projects.sophy.time_trial import TimeTrial
 

@@ -297,6 +297,18 @@ def end_of(state: JointState, segment: Segment) -> JointState:
     return JointState(position, velocity, acceleration)
 
 
+def drive(
+    arm: ArmParams, state: JointState, memory: Lagged, action: Array
+) -> tuple[JointState, Lagged, Array, Array]:
+    """One action [8]: the reference and the memory after it, and the joints' positions and
+    velocities every `SAMPLE` until then, [CONTROL_STEP / SAMPLE, 8] each."""
+    segment = plan_velocity(arm, state, action)
+    times = (1 + jnp.arange(round(CONTROL_STEP / SAMPLE))) * SAMPLE
+    reference = follow(state, segment, times)
+    memory, positions, velocities = track(arm, memory, reference.position)
+    return end_of(state, segment), memory, positions, velocities
+
+
 def at_rest(position: Array) -> Lagged:
     """Memory of joints that have stood at `position` [8] for a while."""
     return Lagged(jnp.broadcast_to(position, (HISTORY, *position.shape)), position)

@@ -165,6 +165,13 @@ def racket_pose(q: Array) -> RacketPose:
     return RacketPose(centre=chain.blade, normal=chain.normal, handle=chain.hand)
 
 
+def joint_centres(q: Array) -> Array:
+    """Rail, shoulder (J4), elbow (J6), wrist (J7) and the blade's centre, [5, 3] [m]."""
+    chain = _chain(q)
+    foot = chain.shoulder + jnp.array([0.0, 0.0, RAIL_Z - SHOULDER_Z])
+    return jnp.stack([foot, chain.shoulder, chain.elbow, chain.wrist, chain.blade])
+
+
 def _cross(a: Array, b: Array) -> Array:
     """Cheaper to compile than `jnp.cross`, [3]."""
     return jnp.stack(

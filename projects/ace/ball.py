@@ -142,6 +142,18 @@ def fly(model: FlightModel, air: Air, ball: Ball, time: Array | float) -> Ball:
     )
 
 
+def between(start: Ball, end: Ball, time: Array | float, t: Array) -> Array:
+    """Position [3] at the share `t` [] of a step of `time` [s]: the cubic Hermite polynomial."""
+    a, b = start.position, end.position
+    va, vb = start.velocity * time, end.velocity * time
+    return (
+        (2 * t**3 - 3 * t**2 + 1) * a
+        + (t**3 - 2 * t**2 + t) * va
+        + (3 * t**2 - 2 * t**3) * b
+        + (t**3 - t**2) * vb
+    )
+
+
 def energy(ball: Ball) -> Array:
     """Kinetic energy of motion and spin, [] [J]."""
     return 0.5 * MASS * (jnp.sum(ball.velocity**2) + SHELL * RADIUS**2 * jnp.sum(ball.spin**2))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from projects.ace.ball import RADIUS, Air, Ball, FlightModel, fly
+from projects.ace.ball import RADIUS, Air, Ball, FlightModel, between, fly
 from projects.ace.contact import CORD, FLOOR, NET, TABLE, Surface, bounce
 
 HALF_LENGTH, HALF_WIDTH = 1.37, 0.7625  # of the table [m], ITTF Laws 2.1
@@ -80,22 +80,10 @@ def gaps(position: Array) -> Array:
     return jnp.stack([table, net, cord, z + TABLE_HEIGHT]) - RADIUS
 
 
-def _path(start: Ball, end: Ball, time: Array, t: Array) -> Array:
-    """Position [3] at the share `t` of the step: the cubic Hermite polynomial."""
-    a, b = start.position, end.position
-    va, vb = start.velocity * time, end.velocity * time
-    return (
-        (2 * t**3 - 3 * t**2 + 1) * a
-        + (t**3 - 2 * t**2 + t) * va
-        + (3 * t**2 - 2 * t**3) * b
-        + (t**3 - t**2) * vb
-    )
-
-
 def _first_impact(start: Ball, end: Ball, time: Array) -> tuple[Array, Array]:
     """The surface [] that is touched first (-1: none) and when, as a share of the step []."""
     t = jnp.linspace(0.0, 1.0, SAMPLES + 1)
-    positions = jax.vmap(_path, in_axes=(None, None, None, 0))(start, end, time, t)
+    positions = jax.vmap(between, in_axes=(None, None, None, 0))(start, end, time, t)
     gap = jax.vmap(gaps)(positions)  # [SAMPLES + 1, 4]
     below = gap[1:] < 0.0
     # A ball that rounding left a hair inside is touched only if it still moves inwards.
@@ -105,7 +93,7 @@ def _first_impact(start: Ball, end: Ball, time: Array) -> tuple[Array, Array]:
 
     def root(surface: Array, k: Array) -> Array:
         def value(s: Array) -> Array:
-            return gaps(_path(start, end, time, s))[surface]
+            return gaps(between(start, end, time, s))[surface]
 
         def refine(_, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             low, high, s = carry

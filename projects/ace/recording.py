@@ -9,8 +9,8 @@ import numpy as np
 from jax import Array
 
 from core_rl.env import named_obs
-from projects.ace.actions import CONTROL_STEP, SAMPLE, follow, plan_velocity, track
-from projects.ace.arm import BASE_X, HAND, RAIL_Z, SHOULDER_Z, UPPER_ARM, racket_pose
+from projects.ace.actions import CONTROL_STEP, SAMPLE, drive
+from projects.ace.arm import joint_centres, racket_pose
 from projects.ace.ball import AIR
 from projects.ace.events import COURT, simulate
 from projects.ace.incoming import SAMPLE_STEP, to_ball
@@ -55,10 +55,7 @@ def play(
 
     def joints_of(task: ReturnState, action: Array) -> Array:
         """The joints [NUM_SAMPLES, 8] of which `env.step` keeps only the last."""
-        segment = plan_velocity(env.arm, task.joints, jnp.clip(action, -1.0, 1.0))
-        times = (1 + jnp.arange(NUM_SAMPLES)) * SAMPLE
-        reference = follow(task.joints, segment, times)
-        return track(env.arm, task.memory, reference.position)[1]
+        return drive(env.arm, task.joints, task.memory, action)[2]
 
     @jax.jit
     def run(rows: Array, keys: Array) -> Any:
@@ -90,24 +87,6 @@ def play(
         target=target[last, every],
         returned=returned[last, every],
     )
-
-
-def joint_centres(q: np.ndarray) -> np.ndarray:
-    """Rail, shoulder (J4), elbow (J6), wrist (J7) and the blade's centre, [T, 5, 3] [m].
-
-    Args:
-      q: [T, 8] joint positions.
-    """
-    pose = jax.device_get(jax.vmap(racket_pose)(jnp.asarray(q)))
-    x, y, turn, lift = BASE_X + q[:, 0], q[:, 1], q[:, 2], q[:, 3]
-    foot = np.stack([x, y, np.full_like(x, RAIL_Z)], axis=1)
-    shoulder = np.stack([x, y, np.full_like(x, SHOULDER_Z)], axis=1)
-    # J3 turns about z, J4 lifts the upper arm about the turned x axis.
-    upper_arm = np.stack(
-        [np.sin(turn) * np.sin(lift), -np.cos(turn) * np.sin(lift), np.cos(lift)], axis=1
-    )
-    wrist = pose.centre - HAND * pose.handle
-    return np.stack([foot, shoulder, shoulder + UPPER_ARM * upper_arm, wrist, pose.centre], axis=1)
 
 
 def _moment_of(place: np.ndarray, way: np.ndarray) -> float:
@@ -162,7 +141,7 @@ def exchange_of(played: Played, env: ReturnTask, number: int) -> Exchange:
         bounce=bounce,
         outgoing=np.concatenate([returned[None, :3], outgoing]),
         outgoing_time=contact + np.append(0.0, outgoing_time),
-        arm=joint_centres(q),
+        arm=np.asarray(jax.vmap(joint_centres)(jnp.asarray(q))),
         normal=normal,
         arm_time=arm_time,
         velocity=np.stack([ball.start[3:6], velocity, returned[3:6]]),

@@ -5,7 +5,6 @@ with the Agg canvas, without the global state of pyplot.
 """
 
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from PIL import Image
 
 from core_rl.errors import UserError
 from projects.ace.arm import BLADE_RADIUS
@@ -35,7 +33,6 @@ TURNS = 1 / (2 * np.pi)  # per radian
 TICK = 0.05  # [s] between the dots on the ball's way
 RACKET_WINDOW = 0.005  # [s] before the contact, over which the racket's speed is taken
 NUM_POSES = 4  # of the arm, the last one at the contact
-PNG_LIMIT = 200_000  # [bytes]
 
 # Okabe and Ito, "Color Universal Design" (2008): told apart with any colour vision.
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -495,22 +492,3 @@ def _draw_rates(axes: Axes, rows: Sequence[Mapping[str, Any]], name: str) -> Non
     axes.set_xlim(-0.6, len(rows) - 0.4)
     for edge in places[1:] - 0.5:
         axes.axvline(edge, color=GRID, linewidth=0.7, zorder=0)
-
-
-def encode_png(figure: Figure) -> bytes:
-    """The figure as a PNG of at most `PNG_LIMIT` bytes: 256 colours, fewer dots where needed."""
-    data = b""
-    for dots_per_inch in (130, 110, 90, 70):
-        raw, packed = io.BytesIO(), io.BytesIO()
-        figure.savefig(raw, format="png", dpi=dots_per_inch)
-        # Plain median cut drops the rare colours, of which the speed scale consists.
-        picture = (
-            Image.open(raw)
-            .convert("RGB")
-            .quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
-        )
-        picture.save(packed, format="png", optimize=True)
-        data = packed.getvalue()
-        if len(data) <= PNG_LIMIT:
-            return data
-    raise PictureError(f"the figure needs {len(data)} bytes at 70 dpi, allowed are {PNG_LIMIT}")

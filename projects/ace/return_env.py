@@ -24,7 +24,7 @@ from flax import struct
 from jax import Array
 
 from core_rl.env import Env, State, register_environment
-from projects.ace.actions import CONTROL_STEP, Lagged, at_rest, end_of, follow, plan_velocity, track
+from projects.ace.actions import CONTROL_STEP, Lagged, at_rest, drive
 from projects.ace.arm import (
     NUM_JOINTS,
     JointState,
@@ -147,10 +147,7 @@ class ReturnTask(Env):
     def step(self, state: State, action: Array) -> State:
         task: ReturnState = state.pipeline_state  # pyright: ignore[reportAssignmentType]
         arm, incoming = self.arm, self.bank.incoming
-        segment = plan_velocity(arm, task.joints, jnp.clip(action, -1.0, 1.0))
-        times = (1 + jnp.arange(round(CONTROL_STEP / 0.001))) * 0.001
-        reference = follow(task.joints, segment, times)
-        memory, positions, velocities = track(arm, task.memory, reference.position)
+        joints, memory, positions, velocities = drive(arm, task.joints, task.memory, action)
 
         # The racket at both ends of every sweep.
         every = positions.shape[0] // SUBSTEPS
@@ -199,7 +196,7 @@ class ReturnTask(Env):
         moved = dataclasses.replace(
             task,
             step=task.step + 1,
-            joints=end_of(task.joints, segment),
+            joints=joints,
             memory=memory,
             position=positions[-1],
             velocity=velocities[-1],

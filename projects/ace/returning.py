@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from projects.ace.ball import RADIUS, Air, Ball, FlightModel, fly
+from projects.ace.ball import RADIUS, Air, Ball, FlightModel, between, fly
 from projects.ace.events import HALF_LENGTH, HALF_WIDTH, NET_HALF_WIDTH, NET_HEIGHT
 
 FLIGHT_STEP = 0.025  # [s] RK4 is good to a millimetre per second of flight
@@ -34,25 +34,15 @@ def judge_return(model: FlightModel, air: Air, ball: Ball) -> Verdict:
         ball, clearance, landing, down = carry
         after = fly(model, air, ball, FLIGHT_STEP)
 
-        def at(share: Array) -> Array:
-            """Position [3] between the ends, cubic Hermite."""
-            s, t = share, FLIGHT_STEP
-            return (
-                (2 * s**3 - 3 * s**2 + 1) * ball.position
-                + (s**3 - 2 * s**2 + s) * t * ball.velocity
-                + (3 * s**2 - 2 * s**3) * after.position
-                + (s**3 - s**2) * t * after.velocity
-            )
-
         def crossing(axis: int, level: float) -> tuple[Array, Array]:
             """Whether and where [3] the way passes a plane, downwards for z and forwards for x."""
             a, b = ball.position[axis] - level, after.position[axis] - level
             passes = (a > 0.0) & (b <= 0.0) if axis == 2 else (a < 0.0) & (b >= 0.0)
             share = jnp.clip(a / jnp.where(passes, a - b, 1.0), 0.0, 1.0)
             for _ in range(2):  # secant steps on the cubic
-                error = at(share)[axis] - level
+                error = between(ball, after, FLIGHT_STEP, share)[axis] - level
                 share = jnp.clip(share - error / jnp.where(passes, b - a, 1.0), 0.0, 1.0)
-            return passes, at(share)
+            return passes, between(ball, after, FLIGHT_STEP, share)
 
         lands, place = crossing(2, RADIUS)
         passes, over = crossing(0, 0.0)

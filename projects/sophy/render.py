@@ -4,7 +4,6 @@ Figures show km/h, degrees and g; everything else is SI and radians. They are bu
 objects with the Agg canvas, without the global state of pyplot.
 """
 
-import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,12 +16,11 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
-from PIL import Image
 
+from core_rl.report import encode_png
 from projects.sophy.drive import (
     CircuitOutline,
     Drive,
-    DriveError,
     Lap,
     ReferenceProfile,
     best_lap,
@@ -34,7 +32,6 @@ from projects.sophy.replay import replay_html as replay_html
 
 GRAVITY = 9.80665  # [m/s^2] standard gravity, only for showing accelerations in g
 KILOMETRES_PER_HOUR = 3.6  # per m/s
-PNG_LIMIT = 200_000  # [bytes]
 
 # Okabe and Ito, "Color Universal Design" (2008): told apart with any colour vision.
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -401,25 +398,6 @@ def telemetry(drive: Drive, outline: CircuitOutline, reference: ReferenceProfile
     heading = f"Telemetry · {_headline(stretch, reference)}\n"
     figure.suptitle(heading, x=0.012, ha="left", fontsize=12, weight="bold", color=INK)
     return figure
-
-
-def encode_png(figure: Figure) -> bytes:
-    """The figure as a PNG of at most `PNG_LIMIT` bytes: 256 colours, fewer dots where needed."""
-    data = b""
-    for dots_per_inch in (130, 110, 90, 70):
-        raw, packed = io.BytesIO(), io.BytesIO()
-        figure.savefig(raw, format="png", dpi=dots_per_inch)
-        # Plain median cut drops the rare colours, of which the speed scale consists.
-        picture = (
-            Image.open(raw)
-            .convert("RGB")
-            .quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
-        )
-        picture.save(packed, format="png", optimize=True)
-        data = packed.getvalue()
-        if len(data) <= PNG_LIMIT:
-            return data
-    raise DriveError(f"the figure needs {len(data)} bytes at 70 dpi, allowed are {PNG_LIMIT}")
 
 
 def save_png(figure: Figure, path: str | Path) -> None:

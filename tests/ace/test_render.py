@@ -7,19 +7,19 @@ import dataclasses
 import io
 import re
 
+import jax
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from projects.ace.arm import FOREARM, HAND, HOME, SHOULDER_Z, UPPER_ARM
-from projects.ace.recording import joint_centres
+from core_rl.report import encode_png
+from projects.ace.arm import FOREARM, HAND, HOME, SHOULDER_Z, UPPER_ARM, joint_centres
 from projects.ace.render import (
     MEANINGS,
     TICK,
     Exchange,
     PictureError,
-    encode_png,
     exchange,
     landing_map,
     racket_speed,
@@ -273,7 +273,7 @@ def test_bad_rates_are_refused(rows: list[dict], message: str) -> None:
 def test_joint_centres_have_the_links_lengths() -> None:
     q = np.random.default_rng(0).uniform(-1.5, 1.5, (64, 8)).astype(np.float32)
     q[0] = HOME
-    foot, shoulder, elbow, wrist, blade = np.moveaxis(joint_centres(q), 1, 0)
+    foot, shoulder, elbow, wrist, blade = np.moveaxis(np.asarray(jax.vmap(joint_centres)(q)), 1, 0)
     for start, end, length in (
         (shoulder, elbow, UPPER_ARM),
         (elbow, wrist, FOREARM),

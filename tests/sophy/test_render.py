@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from projects.sophy.drive import best_lap, reference_delta, split_laps
+from projects.sophy.drive import DriveError, best_lap, reference_delta, split_laps
 from projects.sophy.render import (
     CircuitOutline,
     Drive,
-    DriveError,
     ReferenceProfile,
     replay_html,
     save_png,
