@@ -33,11 +33,21 @@ class CheckpointError(UserError):
 
 
 class Checkpointer:
-    """The checkpoints in one directory, by epoch; the newest `max_to_keep` are kept."""
+    """The checkpoints in one directory, by epoch; the newest `max_to_keep` are kept.
 
-    def __init__(self, directory: str | os.PathLike[str], max_to_keep: int = 1):
+    With `read_only` nothing in it is touched: another run may be writing there.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        max_to_keep: int = 1,
+        *,
+        read_only: bool = False,
+    ):
         self._directory = Path(directory).absolute()
         self._max_to_keep = max_to_keep
+        self._read_only = read_only
         self._pending: int | None = None
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -85,12 +95,13 @@ class Checkpointer:
         self.wait()
         return self._manager.latest_step()
 
-    def restore(self, epoch: int, template: State) -> State:
+    def restore(self, epoch: int, template: State, *, partial: bool = False) -> State:
         """The state of `epoch`, bit by bit.
 
         `template` has the structure, shapes and types to expect, as from `jax.eval_shape`; leaves
-        without a sharding go to the first device. Raises CheckpointError if the checkpoint holds
-        something else, or is missing or damaged.
+        without a sharding go to the first device. With `partial` it may be a dict of some of the
+        state's fields. Raises CheckpointError if the checkpoint holds something else, or is missing
+        or damaged.
         """
         self.wait()
         where = f"the checkpoint of epoch {epoch} in {self._directory}"
@@ -104,13 +115,27 @@ class Checkpointer:
         manager = self._manager
         try:
             layout = manager.restore(epoch, args=ocp.args.Composite(layout=ocp.args.JsonRestore()))
-            difference = _difference(layout["layout"], _layout(template))
+            saved, needed = layout["layout"], _layout(template)
+            if partial:
+                saved = {name: kind for name, kind in saved.items() if name in needed}
+            difference = _difference(saved, needed)
+            if difference is None and partial:
+                return self._restore_part(epoch, abstract)
             if difference is None:
                 arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
                 return manager.restore(epoch, args=arguments)["state"]
         except Exception as error:  # orbax raises the bare class where data are damaged
             raise CheckpointError(f"{where} cannot be read: {_reason(error)}") from error
         raise CheckpointError(f"{where} is of another configuration: {difference}")
+
+    def _restore_part(self, epoch: int, abstract: Any) -> Any:
+        arguments = ocp.args.PyTreeRestore(
+            abstract,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+            partial_restore=True,
+        )
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            return reader.restore(self._directory / str(epoch) / "state", args=arguments)
 
     def close(self) -> None:
         """Waits and releases orbax's threads."""
@@ -120,9 +145,12 @@ class Checkpointer:
             self._manager.close()
 
     def _open(self) -> ocp.CheckpointManager:
-        for leftover in self._directory.glob("*.orbax-checkpoint-tmp"):
-            shutil.rmtree(leftover)
-        options = ocp.CheckpointManagerOptions(max_to_keep=self._max_to_keep)
+        if not self._read_only:
+            for leftover in self._directory.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(leftover)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._max_to_keep, read_only=self._read_only
+        )
         return ocp.CheckpointManager(self._directory, options=options)
 
     def _check_space(self, epoch: int, needed: int) -> None:

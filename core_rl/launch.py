@@ -16,7 +16,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -26,7 +26,7 @@ from rich.console import Console
 
 from core_rl import flags
 from core_rl.checkpoint import Checkpointer
-from core_rl.env import Env, example_obs
+from core_rl.env import Env, State, example_obs
 from core_rl.errors import UserError
 from core_rl.policy import save_policy
 from core_rl.qr_sac import QRSACConfig, make_qr_sac
@@ -38,8 +38,8 @@ from core_rl.tracking import (
     read_metrics,
     write_record,
 )
-from core_rl.train import TrainConfig, make_trainer
-from core_rl.types import Agent, Metrics, Obs, Trainer
+from core_rl.train import TrainConfig, TrainState, make_trainer
+from core_rl.types import Agent, Hindsight, Metrics, Obs, Trainer
 
 # Flags that a resume may change: they alter how long or how closely watched a run is.
 MAY_DIFFER = ("run", "train.num_epochs", "workdir")
@@ -52,6 +52,7 @@ class RunConfig:
     minutes: float = 0.0  # training stops in order so long after it began or resumed; 0: no limit
     evaluate_every: int = 10  # epochs between evaluations
     checkpoint_every: int = 20  # epochs between checkpoints
+    begin_from: str = ""  # work directory of a run whose agent this one begins with
     wandb: WandbConfig = WandbConfig()
 
     def __post_init__(self):
@@ -100,8 +101,16 @@ class Experiment(NamedTuple):
     bundle_extra: dict[str, Any]  # what a policy must know of its environment
 
 
-def make_learner(config: ExperimentConfig, env: Env, episode_length: int) -> tuple[Agent, Trainer]:
+def make_learner(
+    config: ExperimentConfig,
+    env: Env,
+    episode_length: int,
+    membership: Callable[[State], Mapping[str, jax.Array]] | None = None,
+    hindsight: Hindsight | None = None,
+) -> tuple[Agent, Trainer]:
     """The agent and its training loop, as an experiment's configuration asks for them.
+
+    `membership` and `hindsight` are those of `make_trainer`.
 
     Raises UserError for an observation entry that the environment does not offer.
     """
@@ -114,6 +123,8 @@ def make_learner(config: ExperimentConfig, env: Env, episode_length: int) -> tup
         batch_size=config.agent.batch_size,
         n_step=config.agent.n_step,
         discount=lambda state: state.hypers.discount,
+        membership=membership,
+        hindsight=hindsight,
     )
     return agent, trainer
 
@@ -251,6 +262,8 @@ def _loop(
     if resumed is None:
         progress.update("compiling, then filling the replay with random actions")
         state = init_fn(keys)
+        if options.begin_from:
+            state = _with_trained_agent(experiment, state, options.begin_from)
     else:
         progress.say(f"resuming {workdir} after epoch {resumed}")
         state = checkpointer.restore(resumed, jax.eval_shape(init_fn, keys))
@@ -325,6 +338,22 @@ def _loop(
         rows=rows,
         continue_command=_continue_command(experiment, reason),
     )
+
+
+def _with_trained_agent(experiment: Experiment, state: TrainState, source: str) -> TrainState:
+    """`state` with the agent of another run's last checkpoint."""
+    folder = Path(source) / "checkpoints"
+    if not folder.is_dir():
+        raise UserError(f"--run.begin_from={source}: there is no run with checkpoints")
+    with contextlib.closing(Checkpointer(folder, read_only=True)) as checkpointer:
+        epoch = checkpointer.latest()
+        if epoch is None:
+            raise UserError(f"--run.begin_from={source}: that run has no checkpoint yet")
+        template = {"agent": jax.eval_shape(lambda: state.agent)}
+        trained = checkpointer.restore(epoch, template, partial=True)["agent"]
+    adopt = experiment.agent.adopt
+    adopt = jax.vmap(adopt) if experiment.config.num_seeds > 1 else adopt
+    return dataclasses.replace(state, agent=adopt(state.agent, trained))
 
 
 def report_end(outcome: Outcome, report: Path | None = None) -> None:

@@ -3,6 +3,8 @@
 Soft actor-critic with twin quantile critics, n-step targets (folded by the replay) and a fixed or
 learned temperature. Which observation entries the actor and the critics read is configuration, so
 an asymmetric actor-critic is the same code. `num_quantiles=1` is plain SAC with a squared loss.
+The actor may be asked to decode observation entries that only the critics read from its last hidden
+layer, as Sony's pseudo-code for Ace does (Durr et al. 2026, Nature 652:886-891): an auxiliary loss.
 
 Deviations from the paper, all switchable: layer norm and a learned temperature are offered;
 observations are standardised by running statistics of the sampled batches, frozen after a while;
@@ -41,6 +43,8 @@ class QRSACConfig:
 
     actor_obs: tuple[str, ...] = ("state",)  # observation entries that the actor reads
     critic_obs: tuple[str, ...] = ("state",)  # observation entries that the critics read
+    reconstruct_obs: tuple[str, ...] = ()  # entries that the actor's last hidden layer must decode
+    reconstruct_weight: float = 1.0  # in the actor's loss, of their mean squared error
     hidden: tuple[int, ...] = (256, 256)  # widths of the hidden layers of actor and critics
     activation: str = "relu"  # relu, silu, tanh or elu
     layer_norm: bool = False  # layer norm before each hidden activation
@@ -72,7 +76,8 @@ class QRSACConfig:
         for name in "actor_lr critic_lr alpha".split():
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in "alpha_lr max_grad_norm reset_interval lr_decay_updates".split():
+        not_negative = "alpha_lr max_grad_norm reset_interval lr_decay_updates reconstruct_weight"
+        for name in not_negative.split():
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in "discount target_mix lr_final".split():
@@ -133,7 +138,9 @@ def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
     """
     distributional = config.num_quantiles > 1
     critic_loss_fn = quantile_huber_loss if distributional else squared_loss
-    used_entries = tuple(dict.fromkeys(config.actor_obs + config.critic_obs))
+    used_entries = tuple(
+        dict.fromkeys(config.actor_obs + config.critic_obs + config.reconstruct_obs)
+    )
 
     adam = optax.scale_by_adam()
     if config.max_grad_norm > 0:
@@ -150,7 +157,9 @@ def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
             activation=config.activation,
             layer_norm=config.layer_norm,
         )
-        actor = make_body(sizes(config.actor_obs), 2 * action_size)
+        # What the actor decodes is more outputs of its last layer.
+        decoded = sum(sizes(config.reconstruct_obs))
+        actor = make_body(sizes(config.actor_obs), 2 * action_size + decoded)
         critic_inputs = (*sizes(config.critic_obs), action_size)
         quantiles, mean = (
             make_ensemble(make_body(critic_inputs, outputs), config.num_critics)
@@ -199,9 +208,8 @@ def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
 
     def policy(params: Params, stats: dict[str, RunningStats], obs: Obs) -> TanhNormal:
         actor_network, _, _ = networks_for(stats)
-        return TanhNormal.from_output(
-            actor_network.apply(params, read(config.actor_obs, stats, obs))
-        )
+        output = actor_network.apply(params, read(config.actor_obs, stats, obs))
+        return TanhNormal.from_output(output[..., : 2 * action_size])
 
     def carry(num_envs: int) -> tuple[()]:
         del num_envs
@@ -233,6 +241,11 @@ def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
             hypers=None,  # pyright: ignore[reportArgumentType]
             num_updates=None,  # pyright: ignore[reportArgumentType]
         )
+
+    def adopt(state: QRSACState, trained: QRSACState) -> QRSACState:
+        """Another run's networks, statistics and temperature, under this run's hyper-parameters
+        and with its schedules from the start."""
+        return dataclasses.replace(trained, hypers=state.hypers, num_updates=state.num_updates)
 
     def update(state: QRSACState, batch: Batch, key: Key) -> tuple[QRSACState, Metrics]:
         chex.assert_rank([batch.n_step_reward, batch.bootstrap_discount], 1)
@@ -287,16 +300,21 @@ def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
         mean_critics = average_outputs(networks.critics)
 
         def policy_loss(params: Params):
-            distribution = TanhNormal.from_output(actor_network.apply(params, actor_input))
+            output = actor_network.apply(params, actor_input)
+            distribution = TanhNormal.from_output(output[:, : 2 * action_size])
             action, log_prob = distribution.sample_and_log_prob(actor_key)
             means = mean_network.apply(mean_critics, (*critic_input, action))
             values = jnp.swapaxes(means, 0, 1)  # [B, C, 1]
             losses = jax.vmap(actor_loss, in_axes=(0, 0, None))(values, log_prob, alpha)
-            return jnp.mean(losses), log_prob
+            decoding_loss = jnp.zeros(())
+            if config.reconstruct_obs:
+                hidden = jnp.concatenate(read(config.reconstruct_obs, stats, batch.obs), axis=-1)
+                decoding_loss = jnp.mean((output[:, 2 * action_size :] - hidden) ** 2)
+            loss = jnp.mean(losses)
+            return loss + config.reconstruct_weight * decoding_loss, (loss, decoding_loss, log_prob)
 
-        (loss, log_prob), actor_grads = jax.value_and_grad(policy_loss, has_aux=True)(
-            networks.actor
-        )
+        (_, told), actor_grads = jax.value_and_grad(policy_loss, has_aux=True)(networks.actor)
+        loss, decoding_loss, log_prob = told
         actor, actor_opt = apply_gradient(
             adam, networks.actor, actor_grads, networks.actor_opt, hypers.actor_lr
         )
@@ -340,6 +358,8 @@ def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
             "critic_grad_norm": optax.tree.norm(critic_grads),
             "actor_grad_norm": optax.tree.norm(actor_grads),
         }
+        if config.reconstruct_obs:
+            metrics["reconstruction_loss"] = decoding_loss
         state = QRSACState(
             networks=new_networks,
             log_alpha=log_alpha,
@@ -350,7 +370,7 @@ def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
         )
         return state, metrics
 
-    return Agent(init=init, carry=carry, act=act, greedy=greedy, update=update, deploy=deploy)
+    return Agent(init, carry, act, greedy, update, deploy, adopt)
 
 
 def _mix(old: Params, new: Params, share: float) -> Params:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from core_rl.types import Batch, Key, Replay, Transition
+from core_rl.types import Batch, Hindsight, Key, Obs, Replay, Transition
 
 
 @struct.dataclass
@@ -70,6 +70,8 @@ def make_replay(
     n_step: int,
     table_shares: tuple[float, ...] = (),
     table_capacity: int | None = None,
+    hindsight: Hindsight | None = None,
+    hindsight_share: float = 0.0,
 ) -> Replay:
     """Builds `init`, `add` and `sample`.
 
@@ -81,6 +83,8 @@ def make_replay(
       table_shares: share of each batch that comes from each table, in order; what is left of 1 is
         drawn uniformly from everything. An empty table's share is drawn uniformly too.
       table_capacity: entries per table, by default `capacity`; at least `num_envs`.
+      hindsight: how the goal of a sample is replaced by what its episode achieved.
+      hindsight_share: how often that is done, among samples whose episode achieved something.
 
     Raises:
       ValueError: sizes that do not fit together.
@@ -176,12 +180,40 @@ def make_replay(
             jnp.where(alive > 0, tables.env[table, entry], uniform_env),
         )
 
-    def gather(state: ReplayState, row: jax.Array, env: jax.Array, discount: jax.Array) -> Batch:
-        steps = jnp.arange(n_step)
-        window = ((row[:, None] + steps) % num_stored_rows) * num_envs + env[:, None]  # [B, n]
+    def ahead(row: jax.Array, env: jax.Array, num_steps: int) -> jax.Array:
+        """Where the `num_steps` steps from a sample on are stored, `[B, num_steps]`."""
+        return ((row[:, None] + jnp.arange(num_steps)) % num_stored_rows) * num_envs + env[:, None]
+
+    def gather(
+        state: ReplayState, row: jax.Array, env: jax.Array, discount: jax.Array, key: Key
+    ) -> Batch:
+        window = ahead(row, env, n_step)
         storage = state.storage
+        reward = storage.reward[window]
+        relabel = lambda obs: obs  # noqa: E731
+        if hindsight is not None and hindsight_share > 0:
+            # The end of the episode, where it is stored already.
+            future = ahead(row, env, hindsight.horizon)
+            stored = jnp.arange(hindsight.horizon) < (state.num_rows - row)[:, None]
+            ends = (storage.terminated[future] | storage.truncated[future]) & stored
+            end = jnp.argmax(ends, axis=1)
+            final_step = jnp.take_along_axis(future, end[:, None], axis=1)[:, 0]
+            last_step = jax.tree.map(lambda leaf: leaf[final_step], storage)
+            goal, achieved = jax.vmap(hindsight.goal)(last_step)
+            chosen = jax.random.bernoulli(key, hindsight_share, (batch_size,))
+            chosen &= achieved & jnp.any(ends, axis=1)
+            is_end = chosen[:, None] & (jnp.arange(n_step) == end[:, None])
+            reward = jnp.where(is_end, jax.vmap(hindsight.reward)(last_step, goal)[:, None], reward)
+
+            def relabel(obs: Obs) -> Obs:
+                return jax.tree.map(
+                    lambda new, old: jnp.where(chosen[:, None], new, old),
+                    jax.vmap(hindsight.obs)(obs, goal),
+                    obs,
+                )
+
         n_step_reward, bootstrap_discount, last = jax.vmap(fold_n_step, in_axes=(0, 0, 0, 0, None))(
-            storage.reward[window],
+            reward,
             storage.terminated[window],
             storage.truncated[window],
             jnp.minimum(state.num_rows - row, n_step),
@@ -190,16 +222,16 @@ def make_replay(
         first = window[:, 0]
         final = jnp.take_along_axis(window, last[:, None], axis=1)[:, 0]
         return Batch(
-            obs=jax.tree.map(lambda leaf: leaf[first], storage.obs),
+            obs=relabel(jax.tree.map(lambda leaf: leaf[first], storage.obs)),
             action=storage.action[first],
             n_step_reward=n_step_reward,
             bootstrap_discount=bootstrap_discount,
-            next_obs=jax.tree.map(lambda leaf: leaf[final], storage.next_obs),
+            next_obs=relabel(jax.tree.map(lambda leaf: leaf[final], storage.next_obs)),
         )
 
     def sample(state: ReplayState, key: Key, discount: jax.Array) -> Batch:
         """Draws `[B]`: first the uniform part, then each table's, in order."""
-        keys = jax.random.split(key, num_tables + 1)
+        keys = jax.random.split(key, num_tables + 2)
         drawn = [draw_uniform(state, keys[0], batch_size - sum(table_counts))]
         drawn += [
             draw_table(state, keys[table + 1], table, count)
@@ -207,6 +239,6 @@ def make_replay(
         ]
         row = jnp.concatenate([rows for rows, _ in drawn])
         env = jnp.concatenate([envs for _, envs in drawn])
-        return gather(state, row, env, discount)
+        return gather(state, row, env, discount, keys[-1])
 
     return Replay(init=init, add=add, sample=sample)

@@ -14,7 +14,7 @@ from flax import struct
 
 from core_rl.env import Env, EnvSlots, State, example_obs, make_env_loop, named_obs
 from core_rl.replay import ReplayState, make_replay
-from core_rl.types import Agent, Key, Metrics, Trainer, Transition
+from core_rl.types import Agent, Hindsight, Key, Metrics, Trainer, Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,7 @@ class TrainConfig:
     warmup_steps: int = 200  # steps of all environments with uniformly random actions, at first
     replay_capacity: int = 1_000_000  # transitions kept
     tables: tuple[tuple[str, float], ...] = ()  # replay tables and their shares of each batch
+    hindsight: float = 0.0  # share of samples that learn as if their episode's result was its goal
 
     def __post_init__(self):
         for name in "num_envs steps_per_epoch num_epochs warmup_steps replay_capacity".split():
@@ -33,6 +34,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.updates_per_step < 0:
             raise ValueError(f"updates_per_step must not be negative, got {self.updates_per_step}")
+        if not 0 <= self.hindsight <= 1:
+            raise ValueError(f"hindsight must be in [0, 1], got {self.hindsight}")
         if self.replay_capacity < self.num_envs:
             raise ValueError(
                 f"replay_capacity must be at least num_envs={self.num_envs}, "
@@ -70,6 +73,7 @@ def make_trainer(
     n_step: int,
     discount: Callable[[Any], jax.Array],
     membership: Callable[[State], Mapping[str, jax.Array]] | None = None,
+    hindsight: Hindsight | None = None,
 ) -> Trainer:
     """Builds `init` and `epoch`.
 
@@ -83,12 +87,15 @@ def make_trainer(
       discount: reads the discount from the agent's state, so that it may vary in a population.
       membership: given the state `[N]` that a step led to, says for each table of `config.tables`
         which of the `N` transitions belong to it, bool `[N]`.
+      hindsight: what `config.hindsight` needs to know of the task.
     """
     # An agent that does not fit the environment is refused before anything is made.
     jax.eval_shape(agent.init, jax.random.key(0), example_obs(env))
     names = [name for name, _ in config.tables]
     if names and membership is None:
         raise ValueError(f"tables {', '.join(names)} need a membership function")
+    if config.hindsight and hindsight is None:
+        raise ValueError("this task has no goal that hindsight could replace")
     env_loop = make_env_loop(env, episode_length, stagger=True)
     replay = make_replay(
         capacity=config.replay_capacity,
@@ -96,6 +103,8 @@ def make_trainer(
         batch_size=batch_size,
         n_step=n_step,
         table_shares=tuple(share for _, share in config.tables),
+        hindsight=hindsight,
+        hindsight_share=config.hindsight,
     )
 
     def table_mask(state: State) -> jax.Array | None:

@@ -52,6 +52,17 @@ class Agent(NamedTuple):
     greedy: Callable[..., tuple[jax.Array, Any]]  # (state, carry, obs[N]) -> action[N, A], carry
     update: Callable[..., tuple[Any, Metrics]]  # (state, Batch[B], key) -> state, metrics
     deploy: Callable[[Any], Any]  # (state) -> the little of it that `greedy` reads, the rest None
+    adopt: Callable[[Any, Any], Any]  # (fresh state, trained state) -> the fresh one, having learnt
+
+
+class Hindsight(NamedTuple):
+    """How to learn as if what an episode achieved had been its goal (Andrychowicz et al. 2017,
+    arXiv 1707.01495), for tasks whose goal matters to the reward of the last step only."""
+
+    horizon: int  # steps within which the end of an episode is looked for
+    goal: Callable[[Transition], tuple[jax.Array, jax.Array]]  # (last step) -> goal, bool if any
+    reward: Callable[[Transition, jax.Array], jax.Array]  # (last step, goal) -> its reward then
+    obs: Callable[[Obs, jax.Array], Obs]  # (obs, goal) -> what it would have been
 
 
 class Replay(NamedTuple):

@@ -420,6 +420,7 @@ def test_hypers_are_read_from_the_configuration():
         ({"alpha": -1.0}, "alpha must be positive, got -1.0"),
         ({"alpha_lr": -1.0}, "alpha_lr must not be negative, got -1.0"),
         ({"max_grad_norm": -0.5}, "max_grad_norm must not be negative, got -0.5"),
+        ({"reconstruct_weight": -1.0}, "reconstruct_weight must not be negative, got -1.0"),
         ({"reset_interval": -1}, "reset_interval must not be negative, got -1"),
         ({"lr_decay_updates": -1}, "lr_decay_updates must not be negative, got -1"),
         ({"discount": 1.1}, r"discount must be in \(0, 1\], got 1.1"),
@@ -438,9 +439,49 @@ def test_bad_values_raise_one_line_with_name_and_range(change, message):
         QRSACConfig(**change)
 
 
-@pytest.mark.parametrize("field", ["actor_obs", "critic_obs"])
+@pytest.mark.parametrize("field", ["actor_obs", "critic_obs", "reconstruct_obs"])
 def test_missing_observation_entry_is_named_with_what_there_is(field):
     agent = make_qr_sac(make_config(**{field: ("state", "wall")}), ACTION_SIZE)
     message = "^the environment has no observation entry 'wall'; it offers extra, state$"
     with pytest.raises(ValueError, match=message):
         agent.init(jax.random.key(0), EXAMPLE)
+
+
+def test_reconstruction_loss_is_the_squared_error_of_what_the_last_layer_decodes():
+    made = setup(reconstruct_obs=("extra",), normalise_obs=False)
+    batch = make_batch()
+    _, metrics = made.update(made.state, batch, KEY)
+    output = forward(made.state.networks.actor, batch.obs["state"])
+    assert output.shape == (BATCH_SIZE, 2 * ACTION_SIZE + SIZES["extra"])
+    error = output[:, 2 * ACTION_SIZE :] - np.asarray(batch.obs["extra"])
+    np.testing.assert_allclose(metrics["reconstruction_loss"], np.mean(error**2), rtol=1e-5)
+    assert made.agent.greedy(made.state, (), batch.obs)[0].shape == (BATCH_SIZE, ACTION_SIZE)
+
+
+def test_reconstruction_is_learnt_and_moves_nothing_but_the_actor():
+    with_it, weightless = (
+        setup(reconstruct_obs=("extra",), reconstruct_weight=weight, normalise_obs=False)
+        for weight in (1.0, 0.0)
+    )
+    batch = make_batch()
+    first, _ = with_it.update(with_it.state, batch, KEY)
+    other, _ = weightless.update(weightless.state, batch, KEY)
+    assert_same(first.networks.critics, other.networks.critics)
+    assert difference(first.networks.actor, other.networks.actor) > 0
+    state, losses = with_it.state, []
+    for _ in range(300):
+        state, metrics = with_it.update(state, batch, KEY)
+        losses.append(float(metrics["reconstruction_loss"]))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_adopted_agent_keeps_what_was_learnt_and_its_own_hyper_parameters():
+    made = setup()
+    trained, _ = made.update(made.state, make_batch(), KEY)
+    config, agent, start = fresh(critic_lr=0.5)
+    adopted = agent.adopt(start, trained)
+    assert_same(adopted.networks, trained.networks)
+    assert_same(adopted.obs_stats, trained.obs_stats)
+    assert float(adopted.log_alpha) == float(trained.log_alpha)
+    assert int(adopted.num_updates) == 0 and int(trained.num_updates) == 1
+    assert float(adopted.hypers.critic_lr) == config.critic_lr == 0.5

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core_rl.replay import fold_n_step, make_replay
-from core_rl.types import Batch, Transition
+from core_rl.types import Batch, Hindsight, Transition
 
 DISCOUNT = 0.9
 
@@ -333,3 +333,69 @@ def test_wrong_shapes_are_refused():
         replay.add(state, row, jnp.zeros((TABLE_ENVS, 2), bool))
     with pytest.raises(AssertionError):
         replay.add(state, record.transitions(), jnp.zeros((TABLE_ENVS, 3), bool))
+
+
+HINDSIGHT = Hindsight(
+    horizon=6,
+    goal=lambda last: (last.next_obs["achieved"][0], last.next_obs["achieved"][1] > 0.0),
+    reward=lambda last, goal: last.reward + 100.0 * goal,
+    obs=lambda obs, goal: {**obs, "goal": goal[None]},
+)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_hindsight_gives_the_goal_that_the_episode_achieved(share):
+    rows, envs, n, batch_size = 40, 3, 3, 512
+    rng = np.random.default_rng(7)
+    ended = rng.random((rows, envs)) < 0.2
+    achieved = np.where(ended & (rng.random((rows, envs)) < 0.7), 1.0 + np.arange(rows)[:, None], 0)
+    reward = rng.normal(size=(rows, envs)).astype(np.float32)
+    replay = make_replay(
+        capacity=30 * envs,  # the oldest rows are overwritten
+        num_envs=envs,
+        batch_size=batch_size,
+        n_step=n,
+        hindsight=HINDSIGHT,
+        hindsight_share=share,
+    )
+
+    def stored(row: int) -> Transition:
+        where = np.stack([np.full(envs, row), np.arange(envs)], axis=1).astype(np.float32)
+        goal, won = np.full((envs, 1), -1.0, np.float32), achieved[row].astype(np.float32)
+        results = np.stack([won, won > 0], axis=1).astype(np.float32)
+        obs = {"where": where, "goal": goal, "achieved": np.zeros((envs, 2), np.float32)}
+        return Transition(
+            obs=obs,
+            action=np.zeros((envs, 1), np.float32),
+            reward=reward[row],
+            terminated=ended[row],
+            truncated=np.zeros(envs, bool),
+            next_obs={**obs, "achieved": results},
+        )
+
+    stream = [stored(row) for row in range(rows)]
+    state = replay.init(jax.tree.map(lambda leaf: leaf[0], stream[0]))
+    for transition in stream:
+        state = replay.add(state, transition)
+    batch = replay.sample(state, jax.random.key(1), jnp.asarray(DISCOUNT))
+
+    could, did = 0, 0
+    for k in range(batch_size):
+        row, env = (int(x) for x in batch.obs["where"][k])
+        window = range(row, min(row + HINDSIGHT.horizon, rows))
+        end = next((step for step in window if ended[step, env]), None)
+        goal = float(batch.obs["goal"][k, 0])
+        assert float(batch.next_obs["goal"][k, 0]) == goal
+        won = end is not None and achieved[end, env] > 0
+        could += won
+        did += goal >= 0
+        rewards = reward[row : row + n, env].copy()
+        if goal >= 0:
+            assert won and goal == achieved[end, env]
+            if end < row + n:
+                rewards[end - row] += 100.0 * goal
+        stops = ended[row : row + n, env]
+        expected, _, _ = fold_by_hand(rewards, stops, 0 * stops, len(rewards))
+        np.testing.assert_allclose(batch.n_step_reward[k], expected, rtol=1e-5, atol=1e-4)
+    assert could > 200
+    assert abs(did / could - share) <= (0.0 if share in (0.0, 1.0) else 0.1)

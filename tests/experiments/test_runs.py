@@ -20,7 +20,8 @@ import pytest
 
 from core_rl import flags
 from core_rl.checkpoint import Checkpointer
-from core_rl.launch import run
+from core_rl.errors import UserError
+from core_rl.launch import _with_trained_agent, run
 from core_rl.policy import load_policy
 from core_rl.tracking import read_metrics
 from experiments import qr_sac, sophy_evaluate, sophy_time_trial
@@ -308,3 +309,32 @@ def test_seeds_side_by_side_are_recorded_one_by_one_and_resume(tmp_path):
     assert np.all(losses[:, 0] != losses[:, 1])
     assert json.loads((tmp_path / "record.json").read_text())["seeds"] == [5, 6]
     assert load_policy(tmp_path / "policy").act({"state": np.zeros(2)}).shape == (1,)
+
+
+def test_a_run_may_begin_with_the_agent_of_another(tmp_path, capsys):
+    def config(seed, *more):
+        return flags.parse(qr_sac.CONFIG, [*TINY, "--train.num_epochs=2", f"--seed={seed}", *more])
+
+    source = str(tmp_path / "first")
+    run(qr_sac.make_experiment(config(0)), source)
+    experiment = qr_sac.make_experiment(config(1, "--agent.critic_lr=0.5"))
+    fresh = experiment.trainer.init(jax.random.key(1))
+    state = _with_trained_agent(experiment, fresh, source)
+    taken = Checkpointer(Path(source) / "checkpoints", read_only=True)
+    template = jax.eval_shape(qr_sac.make_experiment(config(0)).trainer.init, jax.random.key(0))
+    trained = taken.restore(2, template)
+    jax.tree.map(np.testing.assert_array_equal, state.agent.networks, trained.agent.networks)
+    jax.tree.map(np.testing.assert_array_equal, state.agent.obs_stats, trained.agent.obs_stats)
+    assert float(state.agent.hypers.critic_lr) == 0.5
+    assert int(state.agent.num_updates) == 0 < int(trained.agent.num_updates)
+    outcome = run(
+        experiment._replace(config=config(1, f"--run.begin_from={source}")), tmp_path / "second"
+    )
+    assert outcome.epochs == 2
+
+    nowhere = f"--run.begin_from={tmp_path / 'nowhere'}"
+    with pytest.raises(UserError, match=r"nowhere: there is no run with checkpoints$"):
+        run(qr_sac.make_experiment(config(1, nowhere)), tmp_path / "third")
+    other = config(1, f"--run.begin_from={source}", "--agent.hidden=9")
+    with pytest.raises(UserError, match=r"is of another configuration: agent/networks/"):
+        run(qr_sac.make_experiment(other), tmp_path / "fourth")
