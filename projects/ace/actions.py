@@ -19,10 +19,12 @@ the set there is a feasible segment back into it.
 
 All limits are convex in the four jerks, so what is feasible between that segment and any wish is an
 interval: its end for the wishes "as fast as possible", "as slow as possible" and "no acceleration"
-gives three segments, and the action picks a mixture of them by its terminal velocity. The sampling
-and piece lengths are those of Ace; the map is ours, for the idea of feasible actions see the README
+gives three segments, and the action picks a mixture of them (`plan`). The sampling and piece
+lengths are those of Ace; the maps are ours, for the idea of feasible actions see the README
 of SonyResearch/feasible_action_for_optimal_control.
 """
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +32,10 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from projects.ace.arm import ArmParams, JointState
+from projects.ace.arm import NUM_JOINTS, ArmParams, JointState
 
+ActionMap = Literal["velocity", "reach", "reach_2d"]
+FULL_VELOCITY = 0.5  # of the limit, what an action of 1 asks for with the map `velocity`
 PIECES = 4
 PIECE = 0.008  # [s]
 CONTROL_STEP = PIECES * PIECE  # between two actions [s]
@@ -51,7 +55,12 @@ MARGIN = 1e-4  # of every limit, for rounding
 # Moments of a jerk that is 1 in one piece: what it adds to a, v and p in the end, over PIECE^1..3.
 _MOMENTS = np.array([[1, 1, 1, 1], [3.5, 2.5, 1.5, 0.5], [37 / 6, 19 / 6, 7 / 6, 1 / 6]])
 # The smallest jerks [PIECES, 2] that add one to v or to p in the end, and nothing to the others.
-_WISHES = np.array([[-1.0], [0.0], [1.0]], np.float32)  # slowest, no acceleration, fastest
+# Accelerations at the pieces' ends that segments aim at, as shares of the limit: slowest, steady,
+# fastest; and the steady velocity from further ahead, and from further back.
+_SLOWEST, _STEADY, _FASTEST, _AHEAD, _BACK = range(5)
+_WISHES = np.array(
+    [[-1, -1, -1, -1], [0, 0, 0, 0], [1, 1, 1, 1], [1, 0, -1, 0], [-1, 0, 1, 0]], np.float32
+)
 _CORRECTION = (np.linalg.pinv(_MOMENTS)[:, 1:]).astype(np.float32)
 
 
@@ -174,11 +183,13 @@ def _stop_jerks(limits: _Limits, state: JointState) -> list[Array]:
 
 
 def _towards(limits: _Limits, start: Array, wish: Array) -> list[Array]:
-    """Jerks that bring the acceleration from `start` [8] to `wish` [W, 8] as fast as limits let."""
+    """Jerks that bring the acceleration from `start` [8] to each of `wish` [W, PIECES, 8] in turn,
+    as fast as limits let."""
     jerks, a = [], start
     for k in range(PIECES):
         bound = limits.last_acceleration if k == PIECES - 1 else limits.acceleration
-        jerk = jnp.clip((jnp.clip(wish, -bound, bound) - a) / PIECE, -limits.jerk, limits.jerk)
+        to = jnp.clip(wish[:, k], -bound, bound)
+        jerk = jnp.clip((to - a) / PIECE, -limits.jerk, limits.jerk)
         a = a + PIECE * jerk
         jerks.append(jerk)
     return jerks
@@ -238,35 +249,68 @@ def _largest_share(
     return jnp.where(lack > 0.0, low + (high - low) * room / jnp.maximum(room + lack, 1e-20), high)
 
 
-def _corners(arm: ArmParams, state: JointState) -> tuple[list[Array], Array]:
-    """Feasible jerks to the lowest, the steady and the highest velocity, and those, [3, 8] each."""
+def _corners(arm: ArmParams, state: JointState, count: int) -> tuple[list[Array], Array]:
+    """Feasible jerks to the first `count` wishes, and their last velocities, [count, 8] each."""
     limits = _limits(arm)
     safe = _stop_jerks(limits, state)
-    wish = _towards(limits, state.acceleration, limits.acceleration * _WISHES)
+    wish = _towards(limits, state.acceleration, limits.acceleration * _WISHES[:count, :, None])
     share = _largest_share(limits, _knots(state, safe), _knots(state, wish))
     mixed = [low + share * (high - low) for low, high in zip(safe, wish, strict=True)]
     return mixed, _knots(state, mixed)[1][-1]
 
 
-def plan_velocity(arm: ArmParams, state: JointState, action: Array) -> Segment:
-    """The segment in which each joint reaches the velocity that the action picks.
+def action_size(action_map: ActionMap) -> int:
+    """How many numbers an action has."""
+    return 2 * NUM_JOINTS if action_map == "reach_2d" else NUM_JOINTS
 
-    -1 and 1 are the lowest and the highest terminal velocity that can be reached, in between the
-    terminal velocity is linear in the action. Where it is that of a joint left alone, the segment
-    brings the acceleration to zero, so a velocity that is asked for again is also held.
+
+def plan(
+    arm: ArmParams, state: JointState, action: Array, action_map: ActionMap = "velocity"
+) -> Segment:
+    """The segment that an action picks; whatever the action, it is feasible.
+
+    - `velocity`: a velocity, as a share of `FULL_VELOCITY` of the joint's limit; the nearest one
+      that can be reached is taken.
+    - `reach`: -1 and 1 are the lowest and the highest terminal velocity that can be reached, in
+      between the terminal velocity is linear in the action.
+    - `reach_2d`: terminal velocity and position. The first eight numbers pull to the fastest and
+      the slowest segment, the last eight to those that end at the steady velocity from as far
+      ahead and as far back as can be; (0, 0) is the steady segment, and the square of the two maps
+      onto all mixtures of it with its neighbours.
+
+    The steady segment brings the acceleration to zero, so a velocity that is asked for again is
+    also held.
 
     Args:
-      action: [8] in [-1, 1].
+      action: [8] in [-1, 1], [16] for `reach_2d`.
     """
-    jerks, speeds = _corners(arm, state)
-    steady = speeds[1]
-    low, high = jnp.minimum(speeds[0], steady), jnp.maximum(speeds[2], steady)
-    target = low + 0.5 * (jnp.clip(action, -1.0, 1.0) + 1.0) * (high - low)
-    up = jnp.clip((target - steady) / jnp.maximum(high - steady, 1e-9), 0.0, 1.0)
-    down = jnp.clip((steady - target) / jnp.maximum(steady - low, 1e-9), 0.0, 1.0)
-    jerk = jnp.stack([j[1] + up * (j[2] - j[1]) + down * (j[0] - j[1]) for j in jerks])
+    action = jnp.clip(action, -1.0, 1.0)
+    if action_map == "reach_2d":
+        jerks, _ = _corners(arm, state, _BACK + 1)
+        fast, ahead = action[:NUM_JOINTS], action[NUM_JOINTS:]
+        # The square onto the diamond |x| + |y| <= 1, along rays.
+        longest = jnp.maximum(jnp.abs(fast), jnp.abs(ahead))
+        ray = longest / jnp.maximum(jnp.abs(fast) + jnp.abs(ahead), 1e-9)
+        pulls = {_FASTEST: fast, _SLOWEST: -fast, _AHEAD: ahead, _BACK: -ahead}
+        weights = {corner: ray * jnp.maximum(pull, 0.0) for corner, pull in pulls.items()}
+    else:
+        jerks, speeds = _corners(arm, state, _FASTEST + 1)
+        steady = speeds[_STEADY]
+        low = jnp.minimum(speeds[_SLOWEST], steady)
+        high = jnp.maximum(speeds[_FASTEST], steady)
+        if action_map == "velocity":
+            target = jnp.clip(FULL_VELOCITY * arm.velocity_limit * action, low, high)
+        else:
+            target = low + 0.5 * (action + 1.0) * (high - low)
+        up = jnp.clip((target - steady) / jnp.maximum(high - steady, 1e-9), 0.0, 1.0)
+        down = jnp.clip((steady - target) / jnp.maximum(steady - low, 1e-9), 0.0, 1.0)
+        weights = {_FASTEST: up, _SLOWEST: down}
+    mixed = []
+    for jerk in jerks:
+        pull = sum(weights[corner] * (jerk[corner] - jerk[_STEADY]) for corner in weights)
+        mixed.append(jerk[_STEADY] + pull)
     # Else XLA works the jerks out anew, and rounds them anew, in everything that uses them.
-    return Segment(jax.lax.optimization_barrier(jerk))
+    return Segment(jax.lax.optimization_barrier(jnp.stack(mixed)))
 
 
 def plan_stop(arm: ArmParams, state: JointState) -> Segment:
@@ -298,11 +342,15 @@ def end_of(state: JointState, segment: Segment) -> JointState:
 
 
 def drive(
-    arm: ArmParams, state: JointState, memory: Lagged, action: Array
+    arm: ArmParams,
+    state: JointState,
+    memory: Lagged,
+    action: Array,
+    action_map: ActionMap,
 ) -> tuple[JointState, Lagged, Array, Array]:
-    """One action [8]: the reference and the memory after it, and the joints' positions and
+    """One action: the reference and the memory after it, and the joints' positions and
     velocities every `SAMPLE` until then, [CONTROL_STEP / SAMPLE, 8] each."""
-    segment = plan_velocity(arm, state, action)
+    segment = plan(arm, state, action, action_map)
     times = (1 + jnp.arange(round(CONTROL_STEP / SAMPLE))) * SAMPLE
     reference = follow(state, segment, times)
     memory, positions, velocities = track(arm, memory, reference.position)

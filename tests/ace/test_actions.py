@@ -20,13 +20,17 @@ P, V, A, J = (
 FINE = jnp.asarray(np.linspace(0.0, CONTROL_STEP, 13), jnp.float32)  # three times in each piece
 
 
-def advance(state: JointState, action: jax.Array) -> tuple[JointState, actions.Segment]:
-    segment = actions.plan_velocity(ARM, state, action)
+def advance(
+    state: JointState, action: jax.Array, action_map: actions.ActionMap = "reach"
+) -> tuple[JointState, actions.Segment]:
+    segment = actions.plan(ARM, state, action, action_map)
     return actions.end_of(state, segment), segment
 
 
 COUNT = 500  # arms in one call, the same everywhere to compile `STEP` once
 STEP = jax.jit(jax.vmap(advance))
+STEP_VELOCITY = jax.jit(jax.vmap(lambda s, a: advance(s, a, "velocity")))
+STEP_2D = jax.jit(jax.vmap(lambda s, a: advance(s, a, "reach_2d")))
 CAN_STOP = jax.jit(jax.vmap(lambda state: actions.can_stop(ARM, state)))
 
 
@@ -54,8 +58,11 @@ def random_states(count: int, seed: int) -> JointState:
     )
 
 
-def test_a_million_actions_break_no_limit():
-    batch, steps = 1024, 1000
+@pytest.mark.parametrize(
+    "action_map, batch", [("velocity", 1024), ("reach", 1024), ("reach_2d", 256)]
+)
+def test_a_million_actions_break_no_limit(action_map, batch):
+    steps = 1000
 
     def one(state: JointState, key: jax.Array, kind: jax.Array, held: jax.Array):
         def body(carry, key):
@@ -69,7 +76,9 @@ def test_a_million_actions_break_no_limit():
             # The last kind of arm does each of these at random, joint by joint.
             pick = jnp.where(kind < 6, kind, jnp.floor(3.0 * (draw[1] + 1.0)).astype(jnp.int32))
             action = jnp.sum(jnp.where(pick == jnp.arange(6)[:, None], choices, 0.0), 0)
-            end, segment = advance(state, action)
+            if action_map == "reach_2d":
+                action = jnp.concatenate([action, jnp.roll(draw[0], 1) * (draw[1] > 0)])
+            end, segment = advance(state, action, action_map)
             path = actions.follow(state, segment, FINE)
             excess = jnp.stack(
                 [
@@ -95,7 +104,9 @@ def test_a_million_actions_break_no_limit():
     # Rounding alone carries states out of the set, by far less than the margin of the limits.
     assert worst[4].max() < actions.MARGIN / 10
     # The walls were reached, or the test says nothing.
-    assert np.all(worst[0] > -2e-3 * P) and np.all(worst[1] > -6e-3 * V)
+    assert np.all(worst[0] > -2e-3 * P)
+    full = actions.FULL_VELOCITY if action_map == "velocity" else 1.0
+    assert np.all(worst[1] > (full - 1.006) * V)
 
 
 def test_almost_all_of_an_optimal_ramp_is_reached_from_rest():
@@ -147,6 +158,47 @@ def test_terminal_velocity_is_linear_in_the_action_and_can_be_held():
         state = drive(state, 0.0 * V)
     assert np.all(np.abs(state.velocity[0]) < 1e-3 * V)
     assert np.all(np.abs(state.acceleration[0]) < 0.01 * A)
+
+
+def test_velocity_map_goes_to_the_velocity_that_is_asked_for_and_holds_it():
+    zero = jnp.zeros((COUNT, 8))
+    state = JointState(jnp.broadcast_to(jnp.asarray(-0.9 * P, jnp.float32), (COUNT, 8)), zero, zero)
+    share = jnp.asarray(np.random.default_rng(11).uniform(-0.2, 0.4, (COUNT, 8)), jnp.float32)
+    share = jnp.maximum(share, 0.0)  # towards the middle, or rest
+    asked = np.asarray(share) * actions.FULL_VELOCITY * V
+    for number in range(8):
+        low, high = (np.asarray(STEP(state, jnp.full((COUNT, 8), x))[0].velocity) for x in (-1, 1))
+        state, _ = STEP_VELOCITY(state, share)
+        nearest = np.clip(asked, np.minimum(low, high), high)
+        np.testing.assert_allclose(
+            state.velocity, nearest, atol=1e-4 * V.max(), err_msg=f"{number}"
+        )
+    held = np.abs(np.asarray(state.velocity) - asked) < 0.02 * V
+    assert held.mean() > 0.95
+
+
+def test_two_dimensional_map_reaches_the_same_velocity_from_ahead_and_from_behind():
+    rest = JointState(*(jnp.zeros((COUNT, 8)) for _ in range(3)))
+    none, full = jnp.zeros((COUNT, 8)), jnp.ones((COUNT, 8))
+    ends = {
+        name: STEP_2D(rest, jnp.concatenate(parts, axis=1))[0]
+        for name, parts in {
+            "ahead": (none, full),
+            "back": (none, -full),
+            "fast": (full, none),
+            "both": (full, full),
+        }.items()
+    }
+    # Jerks J, -J, -J, J move a joint at rest by 2 J PIECE^3 and leave it at rest, where the limit
+    # of acceleration allows them.
+    by = np.minimum(J, A / PIECE) * PIECE**3 * 2.0
+    np.testing.assert_allclose(ends["ahead"].position[0], by, rtol=2e-3)
+    np.testing.assert_allclose(ends["back"].position, -ends["ahead"].position, rtol=1e-5)
+    assert np.all(np.abs(ends["ahead"].velocity) < 1e-5 * V)
+    # The square's corner lies half-way between the two segments.
+    middle = 0.5 * (ends["ahead"].position + ends["fast"].position)
+    np.testing.assert_allclose(ends["both"].position, middle, rtol=1e-5)
+    np.testing.assert_allclose(ends["fast"].velocity, STEP(rest, full)[0].velocity, rtol=1e-6)
 
 
 def test_stopping_brings_every_state_to_rest_inside_the_limits():
