@@ -37,7 +37,7 @@ class Bank:
 
 @dataclasses.dataclass(frozen=True)
 class BankConfig:
-    source: str = "human"  # human (elite and professional play), slow, or the path of a CSV file
+    source: str = ""  # human (elite and professional play), slow, a CSV file; empty: by the task
     num_balls: int = 4096  # balls that are drawn
     serves: float = 0.3  # share of serves among human shots
     spread: float = 1.0  # factor on the deviations of the shots; 1 matches the record
@@ -56,7 +56,10 @@ class BankConfig:
 
 
 def draw_states(config: BankConfig, model: FlightModel) -> tuple[np.ndarray, np.ndarray]:
-    """States [N, 9] after the opponent's stroke, in mixed order, and which are serves [N]."""
+    """States [N, 9] after the opponent's stroke, in mixed order, and which are serves [N].
+
+    Raises UserError for a file that cannot be used.
+    """
     if config.source not in ("human", "slow"):
         states = read_states(config.source, skip_invalid=config.skip_invalid).values
         return states, np.zeros(len(states), bool)

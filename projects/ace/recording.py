@@ -10,7 +10,7 @@ from jax import Array
 
 from core_rl.env import named_obs
 from projects.ace.actions import CONTROL_STEP, SAMPLE, drive
-from projects.ace.arm import joint_centres, racket_pose
+from projects.ace.arm import ArmParams, joint_centres, racket_pose
 from projects.ace.ball import AIR
 from projects.ace.events import COURT, simulate
 from projects.ace.incoming import SAMPLE_STEP, to_ball
@@ -26,6 +26,7 @@ from projects.ace.return_env import (
 )
 
 NUM_SAMPLES = round(CONTROL_STEP / SAMPLE)  # of the joints per decision
+CHUNK = 500  # balls that are played together
 LONGEST_RETURN = 360  # samples of the ball's way after the contact: 1.44 s
 
 
@@ -34,59 +35,94 @@ class Played(NamedTuple):
 
     row: np.ndarray  # [N] of the ball in the environment's bank
     num_steps: np.ndarray  # [N] decisions until the episode ended
-    joints: np.ndarray  # [N, 1 + T * NUM_SAMPLES, 8] every `SAMPLE` from the stroke on [m, rad]
     outcome: np.ndarray  # [N] of OUTCOMES
     landing: np.ndarray  # [N, 2] [m]
     target: np.ndarray  # [N, 2] where the return should land [m]
     returned: np.ndarray  # [N, 9] the ball's state just after the contact
+    pressed: np.ndarray  # [N, 8] largest |velocity| of each joint, as a share of its limit
+    joints: np.ndarray | None  # [N, 1 + T * NUM_SAMPLES, 8] every `SAMPLE` from the stroke on
+
+
+def end_of_episode(task: ReturnState, arm: ArmParams) -> dict[str, Array]:
+    """What `Played` keeps of the last state of an episode."""
+    ball = task.returned
+    return {
+        "num_steps": task.step,
+        "outcome": task.outcome,
+        "landing": task.landing,
+        "target": task.target,
+        "returned": jnp.concatenate([ball.position, ball.velocity, ball.spin], axis=-1),
+        "pressed": task.fastest / arm.velocity_limit,
+    }
 
 
 def play(
-    act: Callable[[dict[str, Array]], Array], env: ReturnTask, rows: np.ndarray, keys: Array
+    act: Callable[[dict[str, Array]], Array],
+    env: ReturnTask,
+    rows: np.ndarray,
+    keys: Array,
+    *,
+    with_joints: bool = False,
 ) -> Played:
-    """Plays the bank's balls `rows` [N], all together, with the joints' ways.
+    """Plays the bank's balls `rows` [N], `CHUNK` at a time.
 
     Args:
-      act: actions [N, 8] for observations [N, ...]; traced.
+      act: actions [n, 8] for observations [n, ...]; traced.
       env: the task.
       rows: [N] balls of its bank.
       keys: [N] what starts the episodes.
+      with_joints: keep the joints' ways; they take 50 kB per ball.
     """
 
     def joints_of(task: ReturnState, action: Array) -> Array:
         """The joints [NUM_SAMPLES, 8] of which `env.step` keeps only the last."""
-        return drive(env.arm, task.joints, task.memory, action)[2]
+        return drive(env.arm, task.joints, task.memory, action, env.config.action)[2]
 
     @jax.jit
     def run(rows: Array, keys: Array) -> Any:
         first = jax.vmap(env.start)(rows, keys)
-        task: ReturnState = first.pipeline_state  # pyright: ignore[reportAssignmentType]
 
         def step(state: Any, _):
+            before: ReturnState = state.pipeline_state
             action = act(named_obs(state))  # pyright: ignore[reportArgumentType]
-            joints = jax.vmap(joints_of)(state.pipeline_state, action)
+            joints = jax.vmap(joints_of)(before, action) if with_joints else None
             state = jax.vmap(env.step)(state, action)
-            after: ReturnState = state.pipeline_state
-            ball = after.returned
-            returned = jnp.concatenate([ball.position, ball.velocity, ball.spin], axis=-1)
-            return state, (joints, after.outcome, after.landing, after.target, returned)
+            over = before.outcome > RUNNING
+            after = jax.tree.map(
+                lambda old, new: jnp.where(
+                    over.reshape(over.shape + (1,) * (new.ndim - 1)), old, new
+                ),
+                before,
+                state.pipeline_state,
+            )
+            return state.replace(pipeline_state=after), joints
 
-        return task.position, jax.lax.scan(step, first, None, length=LONGEST)[1]
+        last, joints = jax.lax.scan(step, first, None, length=LONGEST)
+        final: ReturnState = last.pipeline_state  # pyright: ignore[reportAssignmentType]
+        ends = jax.vmap(lambda task: end_of_episode(task, env.arm))(final)
+        if joints is None:
+            return ends
+        start: ReturnState = first.pipeline_state  # pyright: ignore[reportAssignmentType]
+        ways = jnp.moveaxis(joints, 0, 1).reshape(len(rows), -1, joints.shape[-1])
+        return {**ends, "joints": jnp.concatenate([start.position[:, None], ways], axis=1)}
 
-    start, steps = jax.device_get(run(jnp.asarray(rows), keys))
-    joints, outcome, landing, target, returned = steps  # [T, N, ...]
-    last = np.argmax(outcome > RUNNING, axis=0)
-    every = np.arange(len(rows))
-    ways = np.moveaxis(joints, 0, 1).reshape(len(rows), -1, joints.shape[-1])
-    return Played(
-        row=np.asarray(rows),
-        num_steps=last + 1,
-        joints=np.concatenate([start[:, None], ways], axis=1),
-        outcome=outcome[last, every],
-        landing=landing[last, every],
-        target=target[last, every],
-        returned=returned[last, every],
-    )
+    size = min(CHUNK, len(rows))
+    firsts = range(0, len(rows), size)
+    numbers = np.minimum(
+        np.arange(len(firsts) * size), len(rows) - 1
+    )  # the last chunk is filled up
+    parts = [
+        jax.device_get(run(jnp.asarray(rows[part]), keys[part]))
+        for part in np.split(numbers, len(firsts))
+    ]
+    whole = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(rows)], *parts)
+    return Played(row=np.asarray(rows), joints=whole.pop("joints", None), **whole)
+
+
+def _keep_ended(before: ReturnState, after: ReturnState) -> ReturnState:
+    """The state of an episode, which stays as it is once the episode has ended."""
+    over = before.outcome > RUNNING
+    return jax.tree.map(lambda old, new: jnp.where(over, old, new), before, after)
 
 
 def _moment_of(place: np.ndarray, way: np.ndarray) -> float:
@@ -103,6 +139,8 @@ def exchange_of(played: Played, env: ReturnTask, number: int) -> Exchange:
     outcome = int(played.outcome[number])
     if outcome < NET:
         raise ValueError(f"the racket did not return this ball: {OUTCOMES[outcome]}")
+    if played.joints is None:
+        raise ValueError("the joints' ways are needed: play with_joints")
     row = int(played.row[number])
     ball = jax.device_get(jax.tree.map(lambda leaf: leaf[row], env.bank.incoming))
     returned = played.returned[number]

@@ -5,9 +5,9 @@ racket's contact, with the ball's death (its second bounce, or the floor) or wit
 table by the arm. The policy decides every 32 ms; the joints follow jerk-limited references, with
 delay and lag, sampled at 1 kHz; the racket is swept against the ball every 4 ms.
 
-    T0  touch the ball
-    T1  return it: balls of slow play
-    T2  return it to a target on the far half
+    T0  touch the ball                           balls of slow play
+    T1  return it                                balls of slow play
+    T2  return it to a target on the far half    balls of slow play
     T3  return the shots and serves of elite and professional players
 
 The ball's way, its measurements and the filter's estimate until the contact come from a bank that
@@ -15,7 +15,7 @@ is computed once (`incoming`, `sensing`): before it is touched, a ball knows no 
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,8 @@ from flax import struct
 from jax import Array
 
 from core_rl.env import Env, State, register_environment
-from projects.ace.actions import CONTROL_STEP, Lagged, at_rest, drive
+from core_rl.types import Hindsight, Obs, Transition
+from projects.ace.actions import CONTROL_STEP, ActionMap, Lagged, action_size, at_rest, drive
 from projects.ace.arm import (
     NUM_JOINTS,
     JointState,
@@ -39,7 +40,14 @@ from projects.ace.contact import RIM, RUBBERS, strike
 from projects.ace.incoming import SAMPLE_STEP
 from projects.ace.racket import sweep
 from projects.ace.returning import Verdict, judge_return
-from projects.ace.reward import AIM, RewardConfig, reward_terms, weighted_sum
+from projects.ace.reward import (
+    AIM,
+    PRECISE,
+    RewardConfig,
+    closeness,
+    reward_terms,
+    weighted_sum,
+)
 from projects.ace.sensing import SensingConfig
 
 SUBSTEPS = round(CONTROL_STEP / SAMPLE_STEP)  # sweeps of the racket per decision
@@ -50,6 +58,8 @@ PREDICTED, NUM_AHEAD = 0.5, 16  # of the predicted way after the bounce: how lon
 PLANES = (-1.2, -1.6, -2.0)  # where the predicted way is looked up [m]
 TASKS = ("T0", "T1", "T2", "T3")
 TARGET_LOW, TARGET_HIGH = np.array([0.35, -0.55]), np.array([1.2, 0.55])  # [m]
+
+TARGET = slice(-2, None)  # of the entry `state`
 
 # How an episode ended; RUNNING goes on.
 RUNNING, MISS, VOLLEY, TOUCH, NET, OUT, LEGAL = range(7)
@@ -64,6 +74,7 @@ class ReturnState:
     memory: Lagged  # of the joints behind it
     position: Array  # [8] of the joints
     velocity: Array  # [8] of the joints
+    fastest: Array  # [8] the largest |velocity| of each joint so far
     achieved: Array  # [] the smallest distance of ball and racket after the bounce so far [m]
     nearest: Array  # [] the smallest miss that is achieved or still possible [m]
     target: Array  # [2] where the return should land [m]
@@ -77,14 +88,18 @@ class ReturnConfig:
     task: Literal["T0", "T1", "T2", "T3"] = "T1"
     model: FlightModel = "conti"  # of the flight
     rubber: str = "inverted"  # of both faces
+    action: ActionMap = "velocity"  # what an action asks of a joint
     start_noise: float = 0.05  # standard deviation of the joints at the start [rad, m]
-    balls: BankConfig = BankConfig()
+    balls: BankConfig = BankConfig()  # without a source: human for T3, slow for the others
     sensing: SensingConfig = SensingConfig()
     reward: RewardConfig = RewardConfig()
 
     def __post_init__(self):
         if self.task not in TASKS:
             raise ValueError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}")
+        if self.action not in get_args(ActionMap):
+            allowed = ", ".join(get_args(ActionMap))
+            raise ValueError(f"action must be one of {allowed}, got {self.action!r}")
         if self.rubber not in RUBBERS:
             allowed = ", ".join(RUBBERS)
             raise ValueError(f"rubber must be one of {allowed}, got {self.rubber!r}")
@@ -93,7 +108,8 @@ class ReturnConfig:
 
 
 class ReturnTask(Env):
-    """See the module's text. Observations: dict with `state` and `privileged_state`.
+    """See the module's text. Observations: dict with `state`, `readings`, `estimate` and
+    `privileged_state`; the actor reads the first three (see `_observe`).
 
     The balls are drawn (or read), flown and measured once, and kept on disk for the next time.
     Raises UserError for a file of balls that cannot be used.
@@ -101,7 +117,9 @@ class ReturnTask(Env):
 
     def __init__(self, config: ReturnConfig = ReturnConfig()):
         self.config = config
-        bank = load_bank(config.balls, config.model, config.sensing)
+        source = config.balls.source or ("human" if config.task == "T3" else "slow")
+        balls = dataclasses.replace(config.balls, source=source)
+        bank = load_bank(balls, config.model, config.sensing)
         self.bank: Bank = jax.tree.map(jnp.asarray, bank)
         self.num_balls = len(bank.incoming.legal)
         self.arm = ace_arm()
@@ -126,6 +144,7 @@ class ReturnTask(Env):
             memory=at_rest(joints.position),
             position=joints.position,
             velocity=joints.velocity,
+            fastest=jnp.abs(joints.velocity),
             achieved=jnp.asarray(FARTHEST),
             nearest=jnp.asarray(FARTHEST),
             target=target if self.config.task == "T2" else jnp.array(AIM),
@@ -147,7 +166,9 @@ class ReturnTask(Env):
     def step(self, state: State, action: Array) -> State:
         task: ReturnState = state.pipeline_state  # pyright: ignore[reportAssignmentType]
         arm, incoming = self.arm, self.bank.incoming
-        joints, memory, positions, velocities = drive(arm, task.joints, task.memory, action)
+        joints, memory, positions, velocities = drive(
+            arm, task.joints, task.memory, action, self.config.action
+        )
 
         # The racket at both ends of every sweep.
         every = positions.shape[0] // SUBSTEPS
@@ -200,6 +221,7 @@ class ReturnTask(Env):
             memory=memory,
             position=positions[-1],
             velocity=velocities[-1],
+            fastest=jnp.maximum(task.fastest, jnp.max(jnp.abs(velocities), axis=0)),
             landing=jnp.where(contact, verdict.landing, task.landing),
             returned=jax.tree.map(lambda new, old: jnp.where(hit, new, old), out, task.returned),
             outcome=_outcome(contact, volley, touch, dead, verdict),
@@ -213,7 +235,15 @@ class ReturnTask(Env):
         nearest = jnp.where(contact, 0.0, jnp.minimum(possible, best))
         nearest = jnp.where(volley | touch, task.nearest, nearest)
         moved = dataclasses.replace(moved, nearest=nearest, achieved=best)
-        terms = reward_terms(task.nearest - nearest, contact, volley, touch, verdict, task.target)
+        terms = reward_terms(
+            task.nearest - nearest,
+            contact,
+            volley,
+            touch,
+            verdict,
+            task.target,
+            precise=self.config.task == "T2",
+        )
         return state.replace(  # pyright: ignore[reportAttributeAccessIssue]
             pipeline_state=moved,
             obs=self._observe(moved),
@@ -235,8 +265,13 @@ class ReturnTask(Env):
         return jnp.minimum(jnp.min(jnp.where(live, distances, FARTHEST)), FARTHEST)
 
     def _observe(self, task: ReturnState) -> dict[str, Array]:
-        """The actor sees joints, readings, and the filter's estimate and prediction; the critics
-        also the truth. All are scaled to the order of 1."""
+        """Four entries, all scaled to the order of 1.
+
+        `state`: joints, racket, clock and target. `readings`: the newest measurements of the ball.
+        `estimate`: what the filter makes of them, and its prediction. `privileged_state`: the
+        ball's true state, for the critics. With T2 also `achieved`, for hindsight alone: where the
+        return landed, and whether it was legal.
+        """
         arm, sensed = self.arm, self.bank.sensed
         joints = task.joints
         pose, _, _ = racket_motion(task.position, task.velocity)
@@ -267,16 +302,24 @@ class ReturnTask(Env):
             pose.centre,
             pose.normal,
             pose.handle,
+            task.step / LONGEST,
+            task.target,
+        ]
+        newest = jnp.where(read.history_mask[0], read.history[0], 0.0)
+        readings = [
+            newest,
+            (read.history[1:] - newest) * mask[1:] * 5.0,
+            read.history_age * read.history_mask * 10.0,
+            read.spin_reading / 250.0,
+            read.spin_age * 5.0,
+        ]
+        estimate = [
             seen,
             read.estimate[3:6] / 8.0,
             read.estimate[6:] / 250.0,
             read.estimate_sd * jnp.array([100.0, 2.0, 0.02]),
             read.bounced,
             seen - pose.centre,
-            (read.history - seen) * mask * 5.0,
-            read.history_age * read.history_mask * 10.0,
-            read.spin_reading / 250.0,
-            read.spin_age * 5.0,
             way[near] - pose.centre,
             way[near],
             read.path @ slopes[:, near] / 8.0,
@@ -285,8 +328,6 @@ class ReturnTask(Env):
             way[0],
             read.path_spin / 250.0,
             *crossings,
-            task.step / LONGEST,
-            task.target,
         ]
         incoming = self.bank.incoming
         now = jnp.minimum(task.step * SUBSTEPS, incoming.position.shape[1] - 1)
@@ -304,7 +345,15 @@ class ReturnTask(Env):
             task.achieved,
             task.nearest,
         ]
-        return {"state": _flat(state), "privileged_state": _flat(privileged)}
+        legal = task.outcome == LEGAL
+        achieved = {"achieved": _flat([task.landing, legal])} if self.config.task == "T2" else {}
+        return {
+            "state": _flat(state),
+            "readings": _flat(readings),
+            "estimate": _flat(estimate),
+            "privileged_state": _flat(privileged),
+            **achieved,
+        }
 
     def _metrics(self, task: ReturnState, terms: dict[str, Array]) -> dict[str, Array]:
         ended = {
@@ -322,6 +371,30 @@ class ReturnTask(Env):
             "landing_error": jnp.where(task.outcome == LEGAL, distance, 0.0),
         }
 
+    def hindsight(self) -> Hindsight | None:
+        """For T2: a legal return is one to the target at which it landed."""
+        if self.config.task != "T2":
+            return None
+        weights = self.config.reward
+
+        def goal(last: Transition) -> tuple[Array, Array]:
+            achieved = last.next_obs["achieved"]
+            return achieved[:2], achieved[2] > 0.0
+
+        def reward(last: Transition, goal: Array) -> Array:
+            landing = last.next_obs["achieved"][:2]
+
+            def paid(aim: Array) -> Array:
+                precision = closeness(landing, aim, PRECISE)
+                return weights.landing * closeness(landing, aim) + weights.precision * precision
+
+            return last.reward + paid(goal) - paid(last.obs["state"][TARGET])
+
+        def obs(obs: Obs, goal: Array) -> Obs:
+            return {**obs, "state": obs["state"].at[TARGET].set(goal)}
+
+        return Hindsight(horizon=LONGEST, goal=goal, reward=reward, obs=obs)
+
     @property
     def observation_size(self) -> dict[str, int]:  # pyright: ignore[reportIncompatibleMethodOverride]
         obs = jax.eval_shape(self.reset, jax.random.key(0)).obs
@@ -329,7 +402,7 @@ class ReturnTask(Env):
 
     @property
     def action_size(self) -> int:
-        return NUM_JOINTS
+        return action_size(self.config.action)
 
     @property
     def backend(self) -> str:

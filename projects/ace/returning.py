@@ -20,7 +20,8 @@ class Verdict:
     legal: Array  # [] bool: over or around the net, then first on the far half
     over_net: Array  # [] bool
     net_clearance: Array  # [] ball's underside above the net where it passes x = 0 [m]; -1: never
-    landing: Array  # [2] x, y where the ball first comes down to the table's height [m]
+    down: Array  # [] bool: whether it comes down to the table's height in time
+    landing: Array  # [2] x, y where it first does, as if there were no net [m]
     landed_on: Array  # [] int32: 0 off the table, 1 own half, 2 far half
 
 
@@ -65,6 +66,7 @@ def judge_return(model: FlightModel, air: Air, ball: Ball) -> Verdict:
         legal=over_net & (landed_on == 2) & ~through,
         over_net=over_net,
         net_clearance=clearance,
+        down=down,
         landing=landing,
         landed_on=landed_on.astype(jnp.int32),
     )

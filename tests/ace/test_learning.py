@@ -17,7 +17,7 @@ def test_a_short_run_learns_to_touch_the_ball(tmp_path, monkeypatch):
         env=dataclasses.replace(CONFIG.env, balls=BankConfig(num_balls=256)),
         train=dataclasses.replace(CONFIG.train, replay_capacity=300_000),
     )
-    experiment = make_experiment(config)
+    experiment, _ = make_experiment(config)
     state = jax.jit(experiment.trainer.init)(jax.random.key(0))
     evaluate = jax.jit(experiment.evaluate)
     before = evaluate(state.agent)
