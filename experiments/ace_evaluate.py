@@ -1,7 +1,11 @@
 """How a return policy does on balls that it has never seen, beside the record of Ace and of people.
 
     ./run python -m experiments.ace_evaluate --policy=DIR --json
-    ./run python -m experiments.ace_evaluate --policy=DIR --balls=FILE.csv
+    ./run python -m experiments.ace_evaluate --policy=DIR --balls=FILE.csv --figure=rates.png
+    ./run python -m experiments.ace_evaluate --policy=planner --max_balls=300
+
+`planner` is no policy but a search on the true model (`projects/ace/planner.py`), seconds per ball:
+a baseline without learning, and about the best that the robot could do.
 
 Every ball is played once. The record's columns are recomputed, with our definitions, from the match
 events that Sony published with Durr et al. 2026 (Nature 652:886-891). Ace played people, on
@@ -10,32 +14,34 @@ hardware; this is a simulation, with balls that do not answer back.
 
 import dataclasses
 import json
+import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from core_rl import flags
-from core_rl.env import named_obs
 from core_rl.errors import UsageError
 from core_rl.policy import Policy, load_policy
+from core_rl.report import encode_png
 from projects.ace.bank import BankConfig
+from projects.ace.planner import PlannerConfig, make_planner
+from projects.ace.recording import Played, play
+from projects.ace.render import return_rates
 from projects.ace.return_env import (
     LEGAL,
-    LONGEST,
     NET,
     OUTCOMES,
     RUNNING,
     ReturnConfig,
-    ReturnState,
     ReturnTask,
 )
 
 TEST_SEED = 9_000_000  # of the balls; training and selection never see them
-CHUNK = 500  # balls that are played together
+PLANNER = "planner"
 
 # Bins' upper edges, and the shares of legal returns of Ace and of people in the open match events.
 SPIN_BINS = (100, 200, 300, 400, 450, 550, 700, np.inf)  # [rad/s]
@@ -47,19 +53,25 @@ ACE_SPEED = (0.926, 0.910, 0.844, 0.814, 0.759, 0.553, 0.298, 0.000)
 
 @dataclasses.dataclass(frozen=True)
 class AceEvaluate:
-    policy: str = ""  # directory of a policy bundle, such as WORKDIR/policy
-    balls: str = "human"  # human, slow, or the path of a CSV file
+    policy: str = ""  # directory of a policy bundle, such as WORKDIR/policy, or planner
+    task: Literal["", "T0", "T1", "T2", "T3"] = ""  # empty: the policy's own; the planner's is T3
+    balls: str = ""  # human, slow, or the path of a CSV file; empty: the task's
     num_balls: int = 5000  # balls that are drawn
+    max_balls: int = 0  # play only so many of them, the first; 0 plays all
     skip_invalid: bool = False  # leave out rows of the file that no model covers
     perfect: bool = False  # perfect sensing instead of the policy's own
     seed: int = 0  # added to the seed of the balls and measurements
     json: bool = False  # print one JSON object
+    figure: str = ""  # PNG file to draw the rates into
+    planner: PlannerConfig = PlannerConfig()
 
     def __post_init__(self):
         if self.num_balls < 1:
             raise ValueError(f"num_balls must be at least 1, got {self.num_balls}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
+        if self.max_balls < 0:
+            raise ValueError(f"max_balls must not be negative, got {self.max_balls}")
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
@@ -85,45 +97,30 @@ def episode_keys(env: ReturnTask, seed: int) -> jax.Array:
     return jax.random.split(jax.random.key(seed), env.num_balls)
 
 
-def play(policy: Policy, env: ReturnTask, seed: int) -> dict[str, np.ndarray]:
-    """Plays every ball of the environment's bank once; outcomes, landings and returns, [N, ...]."""
+def play_policy(
+    policy: Policy, env: ReturnTask, seed: int, num_balls: int, *, with_joints: bool = False
+) -> Played:
+    """Plays the first `num_balls` balls of the environment's bank once each."""
+    act = lambda obs: policy.apply(policy.params, obs)  # noqa: E731
+    rows, keys = np.arange(num_balls), episode_keys(env, seed)[:num_balls]
+    return play(act, env, rows, keys, with_joints=with_joints)
 
-    @jax.jit
-    def chunk(rows: jax.Array, keys: jax.Array) -> dict[str, jax.Array]:
-        def one(row: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-            def step(carry, _):
-                state, final = carry
-                task = state.pipeline_state
-                state = env.step(state, policy.apply(policy.params, named_obs(state)))
-                over = task.outcome > RUNNING
-                final = jax.tree.map(
-                    lambda old, new: jnp.where(over, old, new), final, state.pipeline_state
-                )
-                state = state.replace(pipeline_state=final)  # pyright: ignore[reportAttributeAccessIssue]
-                return (state, final), None
 
-            first = env.start(row, key)
-            carry = (first, first.pipeline_state)
-            final: ReturnState = jax.lax.scan(step, carry, None, length=LONGEST)[0][1]  # pyright: ignore[reportAssignmentType]
-            return {
-                "outcome": final.outcome,
-                "landing": final.landing,
-                "target": final.target,
-                "speed": jnp.linalg.norm(final.returned.velocity),
-                "spin": jnp.linalg.norm(final.returned.spin),
-            }
-
-        return jax.vmap(one)(rows, keys)
-
-    num_balls = env.num_balls
-    keys = episode_keys(env, seed)
-    parts = []
-    for first in range(0, num_balls, CHUNK):
-        rows = np.minimum(np.arange(first, first + CHUNK), num_balls - 1)
-        played = jax.device_get(chunk(jnp.asarray(rows), keys[rows]))
-        count = min(CHUNK, num_balls - first)
-        parts.append({name: values[:count] for name, values in played.items()})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def play_planner(config: PlannerConfig, env: ReturnTask, seed: int, num_balls: int) -> Played:
+    """The same with the planner; says on stderr how far it is."""
+    plan, began, ends = make_planner(env, config), time.monotonic(), []
+    for row, key in enumerate(episode_keys(env, seed)[:num_balls]):
+        ends.append(jax.device_get(plan(jnp.asarray(row), key)))
+        legal = sum(int(end["outcome"]) == LEGAL for end in ends)
+        left = (time.monotonic() - began) / len(ends) * (num_balls - len(ends))
+        if len(ends) % 10 == 0 or len(ends) == num_balls:
+            sys.stderr.write(
+                f"ball {len(ends)}/{num_balls}  returned {legal / len(ends):.1%}  "
+                f"ETA {int(left // 60)}:{int(left % 60):02d}\n"
+            )
+            sys.stderr.flush()
+    whole = jax.tree.map(lambda *leaves: np.stack(leaves), *ends)
+    return Played(row=np.arange(num_balls), joints=None, **whole)
 
 
 def rate(success: np.ndarray) -> dict[str, Any]:
@@ -145,11 +142,15 @@ def by_bins(
     return rows
 
 
-def summarise(played: dict[str, np.ndarray], start: np.ndarray, serve: np.ndarray) -> dict:
-    """What `--json` prints of `play`'s result and the states [N, 9] after the opponent's stroke."""
-    outcome = played["outcome"]
+def summarise(played: Played, env: ReturnTask) -> dict:
+    """What `--json` prints of played balls."""
+    start = np.asarray(env.bank.incoming.start)[played.row]
+    serve = np.asarray(env.bank.incoming.serve)[played.row]
+    outcome = played.outcome
     legal, hit = outcome == LEGAL, outcome >= NET
-    error = np.linalg.norm(played["landing"] - played["target"], axis=1)[legal]
+    error = np.linalg.norm(played.landing - played.target, axis=1)[legal]
+    speed = np.linalg.norm(played.returned[:, 3:6], axis=1)[legal]
+    spin = np.linalg.norm(played.returned[:, 6:], axis=1)[legal]
     percentiles = lambda values: [  # noqa: E731
         round(float(value), 3) for value in np.percentile(values, [5, 50, 95])
     ]
@@ -169,8 +170,9 @@ def summarise(played: dict[str, np.ndarray], start: np.ndarray, serve: np.ndarra
             "median": float(np.median(error)) if len(error) else None,
             "within_0.2": rate(error < 0.2),
         },
-        "return_speed": percentiles(played["speed"][legal]) if legal.any() else None,
-        "return_spin": percentiles(played["spin"][legal]) if legal.any() else None,
+        "return_speed": percentiles(speed) if legal.any() else None,
+        "return_spin": percentiles(spin) if legal.any() else None,
+        "velocity_limit_use": [percentiles(joint) for joint in played.pressed.T],
         "by_spin": by_bins(
             np.linalg.norm(start[:, 6:], axis=1), SPIN_BINS, legal, ace=ACE_SPIN, human=HUMAN_SPIN
         ),
@@ -196,35 +198,48 @@ def table(rows: list[dict[str, Any]], what: str) -> str:
 
 def main(config: AceEvaluate) -> int:
     if not config.policy:
-        raise UsageError("--policy=DIR is missing: name the directory of a policy bundle")
-    policy = load_policy(Path(config.policy))
-    env_config = env_config_of(policy)
-    sensing = env_config.sensing
-    if config.perfect:
-        sensing = dataclasses.replace(sensing, perfect=True)
-    began = time.monotonic()
-    seed = TEST_SEED + config.seed
+        raise UsageError(
+            f"--policy=DIR is missing: name the directory of a policy bundle, or {PLANNER}"
+        )
+    policy = None if config.policy == PLANNER else load_policy(Path(config.policy))
+    env_config = ReturnConfig(task="T3") if policy is None else env_config_of(policy)
+    task = config.task or env_config.task
+    sensing = dataclasses.replace(
+        env_config.sensing, perfect=config.perfect or env_config.sensing.perfect
+    )
+    began, seed = time.monotonic(), TEST_SEED + config.seed
     balls = BankConfig(
         source=config.balls, num_balls=config.num_balls, seed=seed, skip_invalid=config.skip_invalid
     )
-    env = ReturnTask(dataclasses.replace(env_config, balls=balls, sensing=sensing))
-    made, incoming = time.monotonic(), env.bank.incoming
-    played = play(policy, env, seed)
+    env = ReturnTask(dataclasses.replace(env_config, task=task, balls=balls, sensing=sensing))
+    num_balls = min(config.max_balls or env.num_balls, env.num_balls)
+    made = time.monotonic()
+    if policy is None:
+        played = play_planner(config.planner, env, seed, num_balls)
+    else:
+        played = play_policy(policy, env, seed, num_balls)
     result = {
-        "task": env_config.task,
+        "task": task,
         "source": config.balls,
-        **summarise(played, np.asarray(incoming.start), np.asarray(incoming.serve)),
+        **summarise(played, env),
         "seconds": {"balls": round(made - began, 1), "play": round(time.monotonic() - made, 1)},
     }
+    if config.figure:
+        title = f"Returned balls, {task}"
+        figure = encode_png(return_rates(result["by_spin"], result["by_speed"], title))
+        Path(config.figure).write_bytes(figure)
     if config.json:
         print(json.dumps(result))
         return 0
-    returned = result["returned"]
+    returned, error = result["returned"], result["landing_error"]
     print(
         f"{result['balls']} balls: returned {returned['rate']:.3f} "
         f"[{returned['low']:.3f}, {returned['high']:.3f}], hit {result['hit']['rate']:.3f}"
     )
     print(", ".join(f"{name} {count}" for name, count in result["outcomes"].items()))
+    if error["median"] is not None:
+        near = error["within_0.2"]["rate"]
+        print(f"lands {error['median']:.2f} m (median) from its aim, {near:.1%} within 0.2 m")
     print("\nby the spin of the ball [rad/s]\n" + table(result["by_spin"], "spin"))
     print("\nby its speed [m/s]\n" + table(result["by_speed"], "speed"))
     return 0
