@@ -117,7 +117,8 @@ class Checkpointer:
             layout = manager.restore(epoch, args=ocp.args.Composite(layout=ocp.args.JsonRestore()))
             saved, needed = layout["layout"], _layout(template)
             if partial:
-                saved = {name: kind for name, kind in saved.items() if name in needed}
+                fields = tuple(f"{field}/" for field in template)  # pyright: ignore[reportGeneralTypeIssues]
+                saved = {name: kind for name, kind in saved.items() if name.startswith(fields)}
             difference = _difference(saved, needed)
             if difference is None and partial:
                 return self._restore_part(epoch, abstract)

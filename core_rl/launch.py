@@ -52,7 +52,6 @@ class RunConfig:
     minutes: float = 0.0  # training stops in order so long after it began or resumed; 0: no limit
     evaluate_every: int = 10  # epochs between evaluations
     checkpoint_every: int = 20  # epochs between checkpoints
-    begin_from: str = ""  # work directory of a run whose agent this one begins with
     wandb: WandbConfig = WandbConfig()
 
     def __post_init__(self):
@@ -218,6 +217,8 @@ def _train(
         checkpointer = Checkpointer(workdir / "checkpoints")
         stack.callback(checkpointer.close)
         resumed = checkpointer.latest()
+        if resumed is None and experiment.config.train.begin_from:
+            _checkpoints_of(experiment)  # a mistyped path leaves no trace
         write_record(
             workdir,
             experiment.config,
@@ -262,8 +263,8 @@ def _loop(
     if resumed is None:
         progress.update("compiling, then filling the replay with random actions")
         state = init_fn(keys)
-        if options.begin_from:
-            state = _with_trained_agent(experiment, state, options.begin_from)
+        if experiment.config.train.begin_from:
+            state = _with_trained_agent(experiment, state)
     else:
         progress.say(f"resuming {workdir} after epoch {resumed}")
         state = checkpointer.restore(resumed, jax.eval_shape(init_fn, keys))
@@ -340,15 +341,22 @@ def _loop(
     )
 
 
-def _with_trained_agent(experiment: Experiment, state: TrainState, source: str) -> TrainState:
+def _checkpoints_of(experiment: Experiment) -> Path:
+    """Where the run that this one begins with keeps its checkpoints."""
+    source = experiment.config.train.begin_from
+    folder = Path(source).expanduser() / "checkpoints"
+    if not folder.is_dir() or not any(folder.iterdir()):
+        raise UserError(f"--train.begin_from={source}: there is no run with a checkpoint")
+    return folder
+
+
+def _with_trained_agent(experiment: Experiment, state: TrainState) -> TrainState:
     """`state` with the agent of another run's last checkpoint."""
-    folder = Path(source) / "checkpoints"
-    if not folder.is_dir():
-        raise UserError(f"--run.begin_from={source}: there is no run with checkpoints")
+    folder = _checkpoints_of(experiment)
     with contextlib.closing(Checkpointer(folder, read_only=True)) as checkpointer:
         epoch = checkpointer.latest()
         if epoch is None:
-            raise UserError(f"--run.begin_from={source}: that run has no checkpoint yet")
+            raise UserError(f"{folder}: that run has no complete checkpoint yet")
         template = {"agent": jax.eval_shape(lambda: state.agent)}
         trained = checkpointer.restore(epoch, template, partial=True)["agent"]
     adopt = experiment.agent.adopt

@@ -33,7 +33,7 @@ from core_rl.losses import (
     temperature_loss,
 )
 from core_rl.networks import ACTIVATIONS, Inputs, average_outputs, make_ensemble, make_mlp
-from core_rl.running_stats import RunningStats, init_stats, normalise, update_stats
+from core_rl.running_stats import RunningStats, forget, init_stats, normalise, update_stats
 from core_rl.types import Agent, Batch, Key, Metrics, Obs, Params
 
 
@@ -243,9 +243,18 @@ def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
         )
 
     def adopt(state: QRSACState, trained: QRSACState) -> QRSACState:
-        """Another run's networks, statistics and temperature, under this run's hyper-parameters
-        and with its schedules from the start."""
-        return dataclasses.replace(trained, hypers=state.hypers, num_updates=state.num_updates)
+        """Another run's networks, and its statistics and temperature where this run learns them,
+        under this run's hyper-parameters and with its schedules from the start."""
+        adopted = dataclasses.replace(
+            trained,
+            hypers=state.hypers,
+            num_updates=state.num_updates,
+            # What was constant in the other run need not be so in this one.
+            obs_stats={name: forget(stats) for name, stats in trained.obs_stats.items()},
+        )
+        if config.learn_alpha:
+            return adopted
+        return dataclasses.replace(adopted, log_alpha=state.log_alpha, alpha_opt=state.alpha_opt)
 
     def update(state: QRSACState, batch: Batch, key: Key) -> tuple[QRSACState, Metrics]:
         chex.assert_rank([batch.n_step_reward, batch.bootstrap_discount], 1)

@@ -9,6 +9,8 @@ known. Entries grow stale in the order in which they came, so the living ones ar
 of a table, and sampling needs no rejection.
 """
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -60,6 +62,10 @@ def fold_n_step(
     ends_for_good = jnp.any(inside & terminated)
     bootstrap_discount = jnp.where(ends_for_good, 0.0, discount ** (last + 1))
     return n_step_reward, bootstrap_discount, last
+
+
+def _unchanged(obs: Obs) -> Obs:
+    return obs
 
 
 def make_replay(
@@ -190,7 +196,7 @@ def make_replay(
         window = ahead(row, env, n_step)
         storage = state.storage
         reward = storage.reward[window]
-        relabel = lambda obs: obs  # noqa: E731
+        relabel: Callable[[Obs], Obs] = _unchanged
         if hindsight is not None and hindsight_share > 0:
             # The end of the episode, where it is stored already.
             future = ahead(row, env, hindsight.horizon)
@@ -205,12 +211,10 @@ def make_replay(
             is_end = chosen[:, None] & (jnp.arange(n_step) == end[:, None])
             reward = jnp.where(is_end, jax.vmap(hindsight.reward)(last_step, goal)[:, None], reward)
 
-            def relabel(obs: Obs) -> Obs:
-                return jax.tree.map(
-                    lambda new, old: jnp.where(chosen[:, None], new, old),
-                    jax.vmap(hindsight.obs)(obs, goal),
-                    obs,
-                )
+            in_hindsight, pick = jax.vmap(hindsight.obs), chosen[:, None]
+            relabel = lambda obs: jax.tree.map(  # noqa: E731
+                lambda new, old: jnp.where(pick, new, old), in_hindsight(obs, goal), obs
+            )
 
         n_step_reward, bootstrap_discount, last = jax.vmap(fold_n_step, in_axes=(0, 0, 0, 0, None))(
             reward,

@@ -40,6 +40,12 @@ def update_stats(stats: RunningStats, batch: jax.Array, enabled: jax.Array) -> R
     )
 
 
+def forget(stats: RunningStats, count: float = 1000.0) -> RunningStats:
+    """The same mean and variance, as if they came from at most `count` values."""
+    kept = jnp.minimum(1.0, count / jnp.maximum(stats.count, 1.0))
+    return RunningStats(stats.count * kept, jnp.copy(stats.mean), stats.deviation * kept)
+
+
 def normalise(stats: RunningStats, value: jax.Array, limit: float = 10.0) -> jax.Array:
     """Standardises `value` `[..., F]`, clipped to +-limit; constant features stay near zero."""
     variance = stats.deviation / jnp.maximum(stats.count, 1.0)

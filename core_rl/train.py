@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from core_rl.env import Env, EnvSlots, State, example_obs, make_env_loop, named_obs
+from core_rl.errors import UserError
 from core_rl.replay import ReplayState, make_replay
 from core_rl.types import Agent, Hindsight, Key, Metrics, Trainer, Transition
 
@@ -26,7 +27,8 @@ class TrainConfig:
     warmup_steps: int = 200  # steps of all environments with uniformly random actions, at first
     replay_capacity: int = 1_000_000  # transitions kept
     tables: tuple[tuple[str, float], ...] = ()  # replay tables and their shares of each batch
-    hindsight: float = 0.0  # share of samples that learn as if their episode's result was its goal
+    hindsight: float = 0.0  # share of samples whose goal becomes what their episode achieved
+    begin_from: str = ""  # work directory of a run whose agent this one begins with
 
     def __post_init__(self):
         for name in "num_envs steps_per_epoch num_epochs warmup_steps replay_capacity".split():
@@ -63,6 +65,16 @@ class TrainState:
     epoch: jax.Array  # [] int32, epochs completed
 
 
+def _table_names(
+    env: Env, membership: Callable[[State], Mapping[str, jax.Array]] | None
+) -> list[str]:
+    """The replay tables that a task offers."""
+    if membership is None:
+        return []
+    states = jax.eval_shape(jax.vmap(env.reset), jax.random.split(jax.random.key(0), 1))
+    return list(jax.eval_shape(membership, states))
+
+
 def make_trainer(
     env: Env,
     agent: Agent,
@@ -88,14 +100,26 @@ def make_trainer(
       membership: given the state `[N]` that a step led to, says for each table of `config.tables`
         which of the `N` transitions belong to it, bool `[N]`.
       hindsight: what `config.hindsight` needs to know of the task.
+
+    Raises UserError for tables that the task does not offer, or hindsight without a goal.
     """
     # An agent that does not fit the environment is refused before anything is made.
     jax.eval_shape(agent.init, jax.random.key(0), example_obs(env))
     names = [name for name, _ in config.tables]
-    if names and membership is None:
-        raise ValueError(f"tables {', '.join(names)} need a membership function")
+    if names:
+        offered = _table_names(env, membership)
+        for name in names:
+            if name not in offered:
+                raise UserError(
+                    f"--train.tables: there is no table {name!r}; this task offers "
+                    f"{', '.join(offered) or 'none'}"
+                )
+        if sum(share for _, share in config.tables) > 1.0 + 1e-6:
+            raise UserError(f"--train.tables: shares must sum to at most 1, got {config.tables}")
     if config.hindsight and hindsight is None:
-        raise ValueError("this task has no goal that hindsight could replace")
+        raise UserError(
+            f"--train.hindsight={config.hindsight}: this task has no goal that it could replace"
+        )
     env_loop = make_env_loop(env, episode_length, stagger=True)
     replay = make_replay(
         capacity=config.replay_capacity,

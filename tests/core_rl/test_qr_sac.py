@@ -481,7 +481,10 @@ def test_adopted_agent_keeps_what_was_learnt_and_its_own_hyper_parameters():
     config, agent, start = fresh(critic_lr=0.5)
     adopted = agent.adopt(start, trained)
     assert_same(adopted.networks, trained.networks)
-    assert_same(adopted.obs_stats, trained.obs_stats)
+    for name, stats in adopted.obs_stats.items():
+        np.testing.assert_allclose(stats.mean, trained.obs_stats[name].mean)
     assert float(adopted.log_alpha) == float(trained.log_alpha)
     assert int(adopted.num_updates) == 0 and int(trained.num_updates) == 1
     assert float(adopted.hypers.critic_lr) == config.critic_lr == 0.5
+    _, agent, start = fresh(learn_alpha=False, alpha=0.7)
+    np.testing.assert_allclose(jnp.exp(agent.adopt(start, trained).log_alpha), 0.7, rtol=1e-6)

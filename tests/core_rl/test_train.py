@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from core_rl.env import State, named_obs
+from core_rl.errors import UserError
 from core_rl.qr_sac import Hypers, QRSACConfig, make_qr_sac
 from core_rl.train import TrainConfig, TrainState, make_trainer
 from core_rl.types import Trainer
@@ -308,8 +309,16 @@ def test_agent_that_does_not_fit_is_refused_before_the_run():
 
 
 def test_tables_without_membership_raise_one_clear_line():
-    with pytest.raises(ValueError, match=r"^tables late need a membership function$"):
+    message = r"^--train.tables: there is no table 'late'; this task offers none$"
+    with pytest.raises(UserError, match=message):
         build(CountingEnv(8), AGENT, TRAIN, membership=None)
+
+
+def test_hindsight_without_a_goal_raises_one_clear_line():
+    config = dataclasses.replace(TRAIN, hindsight=0.5)
+    message = r"^--train.hindsight=0.5: this task has no goal that it could replace$"
+    with pytest.raises(UserError, match=message):
+        build(CountingEnv(8), AGENT, config)
 
 
 @pytest.mark.parametrize(

@@ -316,25 +316,26 @@ def test_a_run_may_begin_with_the_agent_of_another(tmp_path, capsys):
         return flags.parse(qr_sac.CONFIG, [*TINY, "--train.num_epochs=2", f"--seed={seed}", *more])
 
     source = str(tmp_path / "first")
+    begin = f"--train.begin_from={source}"
     run(qr_sac.make_experiment(config(0)), source)
-    experiment = qr_sac.make_experiment(config(1, "--agent.critic_lr=0.5"))
-    fresh = experiment.trainer.init(jax.random.key(1))
-    state = _with_trained_agent(experiment, fresh, source)
+    experiment = qr_sac.make_experiment(config(1, "--agent.critic_lr=0.5", begin))
+    state = _with_trained_agent(experiment, experiment.trainer.init(jax.random.key(1)))
     taken = Checkpointer(Path(source) / "checkpoints", read_only=True)
     template = jax.eval_shape(qr_sac.make_experiment(config(0)).trainer.init, jax.random.key(0))
     trained = taken.restore(2, template)
     jax.tree.map(np.testing.assert_array_equal, state.agent.networks, trained.agent.networks)
-    jax.tree.map(np.testing.assert_array_equal, state.agent.obs_stats, trained.agent.obs_stats)
     assert float(state.agent.hypers.critic_lr) == 0.5
     assert int(state.agent.num_updates) == 0 < int(trained.agent.num_updates)
-    outcome = run(
-        experiment._replace(config=config(1, f"--run.begin_from={source}")), tmp_path / "second"
-    )
+    outcome = run(qr_sac.make_experiment(config(1, begin)), tmp_path / "second")
     assert outcome.epochs == 2
 
-    nowhere = f"--run.begin_from={tmp_path / 'nowhere'}"
-    with pytest.raises(UserError, match=r"nowhere: there is no run with checkpoints$"):
-        run(qr_sac.make_experiment(config(1, nowhere)), tmp_path / "third")
-    other = config(1, f"--run.begin_from={source}", "--agent.hidden=9")
-    with pytest.raises(UserError, match=r"is of another configuration: agent/networks/"):
-        run(qr_sac.make_experiment(other), tmp_path / "fourth")
+    nowhere = config(1, f"--train.begin_from={tmp_path / 'nowhere'}")
+    with pytest.raises(UserError, match=r"nowhere: there is no run with a checkpoint$"):
+        run(qr_sac.make_experiment(nowhere), tmp_path / "third")
+    assert not (tmp_path / "third" / "record.json").exists()
+    for other in ("--agent.hidden=9", "--agent.hidden=8,8", "--agent.layer_norm=true"):
+        refused = qr_sac.make_experiment(config(1, begin, other))
+        with pytest.raises(UserError, match=r"is of another configuration: agent/networks/"):
+            _with_trained_agent(refused, refused.trainer.init(jax.random.key(1)))
+    with pytest.raises(UserError, match=r"train\.begin_from"):
+        run(qr_sac.make_experiment(config(1)), tmp_path / "second")
