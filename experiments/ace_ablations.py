@@ -3,18 +3,19 @@
     ./run python -m experiments.ace_ablations                      # hours; may be stopped, resumes
     ./run python -m experiments.ace_ablations --only=full,scalar   # two of them, by name
 
-Every run has its own directory under `--out`, so that several of these commands may share the work.
-When all runs that were asked for are complete it prints a table and draws `ablations.png`. A run's
-result is the mean of its last evaluations, on balls that no training sees; the interval is
-Student's over the seeds. `scalar` (scalar critics with the reconstruction loss) is the kind of
-agent that Sony published for Ace (Durr et al. 2026, Nature 652:886-891).
+Every run has its own directory under `--out`, so that commands with different `--only` may share
+the work. When all runs that were asked for are complete it prints a table and draws
+`ablations.png`. A run's result is the mean of its last evaluations, on balls that no training sees;
+the interval is Student's over the seeds. `scalar` (scalar critics with the reconstruction loss) is
+the kind of agent that Sony published for Ace (Durr et al. 2026, Nature 652:886-891).
 """
 
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -27,6 +28,7 @@ from experiments import ace_return
 from experiments.ace_return import AceReturn
 from projects.ace.render import learning_curves
 
+EVERY = 5  # epochs between evaluations
 LAST = 3  # evaluations at the end of a run that are averaged
 
 
@@ -98,7 +100,7 @@ def run_config(config: AceAblations, variant: str, seed: int) -> AceReturn:
             base.agent, lr_decay_updates=config.epochs * base.train.updates_per_epoch
         ),
         train=dataclasses.replace(base.train, num_epochs=config.epochs),
-        run=RunConfig(evaluate_every=5, checkpoint_every=20, wandb=base.run.wandb),
+        run=RunConfig(evaluate_every=EVERY, checkpoint_every=20, wandb=base.run.wandb),
         seed=seed,
         workdir=str(Path(config.out) / f"{variant}-s{seed}"),
     )
@@ -113,26 +115,21 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(max(values.mean() - half, 0.0)), float(min(values.mean() + half, 1.0))
 
 
-def main(config: AceAblations) -> int:
-    names = config.only or tuple(VARIANTS)
-    seeds = range(config.first_seed, config.first_seed + config.num_seeds)
-    curves: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    steps = np.zeros(0)
-    for seed in seeds:  # all variants once before any twice
-        for name in names:
-            made = run_config(config, name, seed)
-            sys.stderr.write(f"{made.workdir}: {VARIANTS[name][0]}\n")
-            experiment, _ = ace_return.make_experiment(made)
-            outcome = run(experiment, made.workdir)
-            if outcome.exit_code:
-                return outcome.exit_code
-            rows = read_metrics(Path(made.workdir) / "metrics.jsonl")
-            rows = [row for row in rows if "eval/legal" in row]
-            curves[name].append(np.array([row["eval/legal"] for row in rows]))
-            steps = np.array([row["updates"] for row in rows])
+def curve_of(rows: list[dict[str, Any]], epochs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Updates and shares of legal returns at the evaluations [E] that every run has; one that was
+    stopped in between has one more."""
+    due = [row for row in rows if row["epoch"] in (1, epochs) or row["epoch"] % EVERY == 0]
+    return (
+        np.array([row["updates"] for row in due], float),
+        np.array([row["eval/legal"] for row in due]),
+    )
+
+
+def summarise(curves: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """What `--json` prints of the curves [S, E] by variant."""
     result = {}
-    for name in names:
-        final = np.array([curve[-LAST:].mean() for curve in curves[name]])
+    for name, values in curves.items():
+        final = values[:, -LAST:].mean(axis=1)
         low, high = interval(final)
         result[name] = {
             "what": VARIANTS[name][0],
@@ -141,21 +138,40 @@ def main(config: AceAblations) -> int:
             "high": high,
             "seeds": [round(float(value), 4) for value in final],
         }
-    picture = Path(config.out) / "ablations.png"
-    title = (
-        f"Returned balls over {config.epochs * ace_return.CONFIG.train.updates_per_epoch:,} updates"
-    )
-    drawn = {VARIANTS[name][0]: np.stack(curves[name]) for name in names}
-    picture.write_bytes(encode_png(learning_curves(steps, drawn, title)))
+    return result
+
+
+def main(config: AceAblations) -> int:
+    names = config.only or tuple(VARIANTS)
+    runs: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    updates = np.zeros(0)
+    for seed in range(config.first_seed, config.first_seed + config.num_seeds):
+        for name in names:
+            made = run_config(config, name, seed)
+            sys.stderr.write(f"{made.workdir}: {VARIANTS[name][0]}\n")
+            experiment, _ = ace_return.make_experiment(made)
+            outcome = run(experiment, made.workdir)
+            if outcome.exit_code:
+                return outcome.exit_code
+            updates, curve = curve_of(
+                read_metrics(outcome.workdir / "metrics.jsonl"), config.epochs
+            )
+            runs[name].append(curve)
+    curves = {name: np.stack(values) for name, values in runs.items()}
+    result = summarise(curves)
     if config.json:
         print(json.dumps(result))
-        return 0
-    print(f"{'variant':<52} {'returned':>8} {'95 % interval':>15}   seeds")
-    for row in result.values():
-        each = " ".join(f"{value:.3f}" for value in row["seeds"])
-        bounds = f"{row['low']:.3f} - {row['high']:.3f}"
-        print(f"{row['what']:<52} {row['returned']:8.3f} {bounds:>15}   {each}")
-    print(picture)
+    else:
+        print(f"{'variant':<52} {'returned':>8} {'95 % interval':>15}   seeds")
+        for row in result.values():
+            each = " ".join(f"{value:.3f}" for value in row["seeds"])
+            bounds = f"{row['low']:.3f} - {row['high']:.3f}"
+            print(f"{row['what']:<52} {row['returned']:8.3f} {bounds:>15}   {each}")
+    title = f"Returned balls over {int(updates[-1]):,} updates, {config.num_seeds} seeds"
+    named = {VARIANTS[name][0]: values for name, values in curves.items()}
+    picture = Path(config.out) / "ablations.png"
+    picture.write_bytes(encode_png(learning_curves(updates, named, title)))
+    sys.stderr.write(f"{picture}\n")
     return 0
 
 

@@ -5,7 +5,7 @@
     ./run python -m experiments.ace_evaluate --policy=planner --max_balls=300
 
 `planner` is no policy but a search on the true model (`projects/ace/planner.py`), seconds per ball:
-a baseline without learning, and about the best that the robot could do.
+a baseline without learning, and what it returns can be returned.
 
 Every ball is played once. The record's columns are recomputed, with our definitions, from the match
 events that Sony published with Durr et al. 2026 (Nature 652:886-891). Ace played people, on
@@ -94,7 +94,8 @@ def env_config_of(policy: Policy) -> ReturnConfig:
 
 def episode_keys(env: ReturnTask, seed: int) -> jax.Array:
     """[N] what starts the episode of each ball of the environment's bank."""
-    return jax.random.split(jax.random.key(seed), env.num_balls)
+    # The bank's measurements are drawn from `key(seed)` itself: these keys must not repeat those.
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), env.num_balls)
 
 
 def play_policy(
@@ -204,6 +205,10 @@ def main(config: AceEvaluate) -> int:
     policy = None if config.policy == PLANNER else load_policy(Path(config.policy))
     env_config = ReturnConfig(task="T3") if policy is None else env_config_of(policy)
     task = config.task or env_config.task
+    if task == "T2" and policy is not None and env_config.task != task:
+        raise UsageError(
+            f"--task=T2: this policy was trained on {env_config.task}, without targets"
+        )
     sensing = dataclasses.replace(
         env_config.sensing, perfect=config.perfect or env_config.sensing.perfect
     )
@@ -220,17 +225,23 @@ def main(config: AceEvaluate) -> int:
         played = play_policy(policy, env, seed, num_balls)
     result = {
         "task": task,
-        "source": config.balls,
+        "source": env.config.balls_of_task().source,
         **summarise(played, env),
         "seconds": {"balls": round(made - began, 1), "play": round(time.monotonic() - made, 1)},
     }
+    if config.json:
+        print(json.dumps(result))
+    else:
+        show(result)
     if config.figure:
         title = f"Returned balls, {task}"
         figure = encode_png(return_rates(result["by_spin"], result["by_speed"], title))
         Path(config.figure).write_bytes(figure)
-    if config.json:
-        print(json.dumps(result))
-        return 0
+    return 0
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints `summarise`'s result as tables."""
     returned, error = result["returned"], result["landing_error"]
     print(
         f"{result['balls']} balls: returned {returned['rate']:.3f} "
@@ -242,7 +253,6 @@ def main(config: AceEvaluate) -> int:
         print(f"lands {error['median']:.2f} m (median) from its aim, {near:.1%} within 0.2 m")
     print("\nby the spin of the ball [rad/s]\n" + table(result["by_spin"], "spin"))
     print("\nby its speed [m/s]\n" + table(result["by_speed"], "speed"))
-    return 0
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from projects.ace.replay import replay_html
 
 from core_rl.launch import Outcome
 from core_rl.policy import load_policy
@@ -12,17 +11,18 @@ from core_rl.tracking import read_record
 from experiments.ace_evaluate import play_policy, summarise
 from projects.ace.recording import Played, exchange_of
 from projects.ace.render import exchange, landing_map, return_rates
+from projects.ace.replay import replay_html
 from projects.ace.return_env import LEGAL, ReturnTask
 
 REPLAY_BALLS = 10
 
 CURVES = [
-    CurveSpec("Legal returns", ("eval/legal",), y_label="share of unseen balls"),
-    CurveSpec("Touched balls", ("eval/hit",), y_label="share of unseen balls"),
+    CurveSpec("Legal returns", ("eval/legal",), y_label="share of held-out balls"),
+    CurveSpec("Touched balls", ("eval/hit",), y_label="share of held-out balls"),
     CurveSpec(
         "Faults",
         tuple(f"eval/ended/{name}" for name in ("miss", "net", "out", "touch")),
-        y_label="share of unseen balls",
+        y_label="share of held-out balls",
     ),
     CurveSpec("Landing error", ("eval/landing_error",), y_label="m, of legal returns"),
     CurveSpec("Return in training", ("rollout/episode_return",), y_label="per ball"),
@@ -113,7 +113,11 @@ def write_return_report(outcome: Outcome, env: ReturnTask, seed: int) -> Path:
         near = f"{error['within_0.2']['rate']:.0%} of the legal returns within 0.2 m"
         numbers.append(("Landing error", f"{error['median']:.2f} m", f"median; {near}"))
     numbers += [
-        ("Balls", str(result["balls"]), "they chose the policy: ace_evaluate plays fresh ones"),
+        (
+            "Balls",
+            str(result["balls"]),
+            "of those that chose the policy; ace_evaluate plays fresh ones",
+        ),
         ("Environment steps", f"{last['env_steps']:,}", "of 32 ms, all robots"),
         ("Updates", f"{last['updates']:,}", ""),
         ("Training", f"{outcome.train_seconds:.0f} s", "compilation and evaluations included"),

@@ -5,7 +5,7 @@
 
 The robot, its sensing and the balls are those of `projects/ace`, after Durr et al. 2026 (Nature
 652:886-891). Sony published scalar SAC with a reconstruction loss for Ace, not QR-SAC; scalar SAC
-is `--agent.num_quantiles=1`. It takes at most 40 minutes on two CPU cores; what it reaches stands
+is `--agent.num_quantiles=1`. It takes at most 45 minutes, on one CPU core; what it reaches stands
 in `docs/ace.md`.
 """
 

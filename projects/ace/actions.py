@@ -54,13 +54,13 @@ MARGIN = 1e-4  # of every limit, for rounding
 
 # Moments of a jerk that is 1 in one piece: what it adds to a, v and p in the end, over PIECE^1..3.
 _MOMENTS = np.array([[1, 1, 1, 1], [3.5, 2.5, 1.5, 0.5], [37 / 6, 19 / 6, 7 / 6, 1 / 6]])
-# The smallest jerks [PIECES, 2] that add one to v or to p in the end, and nothing to the others.
 # Accelerations at the pieces' ends that segments aim at, as shares of the limit: slowest, steady,
 # fastest; and the steady velocity from further ahead, and from further back.
 _SLOWEST, _STEADY, _FASTEST, _AHEAD, _BACK = range(5)
 _WISHES = np.array(
     [[-1, -1, -1, -1], [0, 0, 0, 0], [1, 1, 1, 1], [1, 0, -1, 0], [-1, 0, 1, 0]], np.float32
 )
+# The smallest jerks [PIECES, 2] that add one to v or to p in the end, and nothing to the others.
 _CORRECTION = (np.linalg.pinv(_MOMENTS)[:, 1:]).astype(np.float32)
 
 
@@ -274,9 +274,9 @@ def plan(
     - `reach`: -1 and 1 are the lowest and the highest terminal velocity that can be reached, in
       between the terminal velocity is linear in the action.
     - `reach_2d`: terminal velocity and position. The first eight numbers pull to the fastest and
-      the slowest segment, the last eight to those that end at the steady velocity from as far
-      ahead and as far back as can be; (0, 0) is the steady segment, and the square of the two maps
-      onto all mixtures of it with its neighbours.
+      the slowest segment, the last eight to those that get as far ahead and as far back as can be
+      while they end near the steady velocity (at it, from no acceleration); (0, 0) is the steady
+      segment, and the square of the two maps onto all mixtures of it with its neighbours.
 
     The steady segment brings the acceleration to zero, so a velocity that is asked for again is
     also held.

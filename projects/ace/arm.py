@@ -172,7 +172,7 @@ def joint_centres(q: Array) -> Array:
     return jnp.stack([foot, chain.shoulder, chain.elbow, chain.wrist, chain.blade])
 
 
-def _cross(a: Array, b: Array) -> Array:
+def cross(a: Array, b: Array) -> Array:
     """Cheaper to compile than `jnp.cross`, [3]."""
     return jnp.stack(
         [
@@ -193,11 +193,11 @@ def racket_motion(q: Array, qd: Array) -> tuple[RacketPose, Array, Array]:
     chain = _chain(q)
     turn = qd[3] * chain.trunk_x + jnp.array([0.0, 0.0, 1.0]) * qd[2]
     velocity = jnp.stack([qd[0], qd[1], jnp.zeros_like(qd[0])])
-    velocity += UPPER_ARM * _cross(turn, chain.upper_arm)
+    velocity += UPPER_ARM * cross(turn, chain.upper_arm)
     turn += qd[4] * chain.upper_arm + qd[5] * chain.elbow_x
-    velocity += FOREARM * _cross(turn, chain.forearm)
+    velocity += FOREARM * cross(turn, chain.forearm)
     turn += qd[6] * chain.elbow_x
-    velocity += HAND * _cross(turn, chain.hand)
+    velocity += HAND * cross(turn, chain.hand)
     turn += qd[7] * chain.hand
     pose = RacketPose(centre=chain.blade, normal=chain.normal, handle=chain.hand)
     return pose, velocity, turn

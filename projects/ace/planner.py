@@ -1,10 +1,10 @@
 """A planner that knows everything: the cross-entropy method on the true model, ball by ball.
 
 It sees the ball's true way from the opponent's stroke on, and rehearses whole episodes in the
-environment itself. So it is a baseline without learning, and what it reaches is nearly a bound on
-what the robot could do: nearly, because the search is finite. The method is Rubinstein's (1999,
-Methodology and Computing in Applied Probability 1:127-190) over knots between which the actions
-are interpolated.
+environment itself: a baseline without learning. What it returns could be returned; what it does
+not may still be possible, since the search is finite, its actions are interpolated between a few
+knots and mapped as the environment's are, and it maximises the shaped return. The method is
+Rubinstein's (1999, Methodology and Computing in Applied Probability 1:127-190).
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ def make_planner(
     """
 
     def rehearse(first: State, plans: Array) -> tuple[Array, ReturnState]:
-        """The returns [P] and the ends of the episodes of plans [P, knots, 8]."""
+        """The returns [P] and the ends of the episodes of plans [P, knots, A]."""
         task: ReturnState = first.pipeline_state  # pyright: ignore[reportAssignmentType]
         end = jnp.minimum(env.bank.incoming.end_time[task.row] / CONTROL_STEP, LONGEST)
 
@@ -105,7 +105,8 @@ def make_planner(
             jnp.zeros(shape),
             jnp.asarray(-jnp.inf),
         )
-        keys = jax.random.split(key, config.iterations)
+        # `start` splits the key too: a key of its own keeps its draws apart.
+        keys = jax.random.split(jax.random.fold_in(key, 1), config.iterations)
         (_, _, best_plan, _), _ = jax.lax.scan(iterate, start, keys)
         _, end = rehearse(first, best_plan[None])
         return end_of_episode(jax.tree.map(lambda leaf: leaf[0], end), env.arm)

@@ -1,5 +1,6 @@
 """Episodes of the return task played with all that a picture of them needs."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,8 +12,8 @@ from jax import Array
 from core_rl.env import named_obs
 from projects.ace.actions import CONTROL_STEP, SAMPLE, drive
 from projects.ace.arm import ArmParams, joint_centres, racket_pose
-from projects.ace.ball import AIR
-from projects.ace.events import COURT, simulate
+from projects.ace.ball import AIR, Ball, FlightModel
+from projects.ace.events import COURT, Flight, simulate
 from projects.ace.incoming import SAMPLE_STEP, to_ball
 from projects.ace.render import Exchange
 from projects.ace.return_env import (
@@ -87,14 +88,7 @@ def play(
             action = act(named_obs(state))  # pyright: ignore[reportArgumentType]
             joints = jax.vmap(joints_of)(before, action) if with_joints else None
             state = jax.vmap(env.step)(state, action)
-            over = before.outcome > RUNNING
-            after = jax.tree.map(
-                lambda old, new: jnp.where(
-                    over.reshape(over.shape + (1,) * (new.ndim - 1)), old, new
-                ),
-                before,
-                state.pipeline_state,
-            )
+            after = jax.vmap(_keep_ended)(before, state.pipeline_state)
             return state.replace(pipeline_state=after), joints
 
         last, joints = jax.lax.scan(step, first, None, length=LONGEST)
@@ -134,6 +128,17 @@ def _moment_of(place: np.ndarray, way: np.ndarray) -> float:
     return k + float(share[k])
 
 
+@functools.partial(jax.jit, static_argnames="model")
+def _fly_return(model: FlightModel, ball: Ball) -> Flight:
+    return simulate(model, AIR, COURT, ball, LONGEST_RETURN)
+
+
+@jax.jit
+def _bodies(q: Array) -> tuple[Array, Array]:
+    """Joint centres [T, J, 3] and the blade's normal [T, 3] of joints [T, 8]."""
+    return jax.vmap(joint_centres)(q), jax.vmap(racket_pose)(q).normal
+
+
 def exchange_of(played: Played, env: ReturnTask, number: int) -> Exchange:
     """Episode `number` of `played`, whose ball must have been hit after its bounce."""
     outcome = int(played.outcome[number])
@@ -160,10 +165,11 @@ def exchange_of(played: Played, env: ReturnTask, number: int) -> Exchange:
     arm_time = np.append(joint_times[joint_times < contact - 1e-6], contact)
     ways = [np.interp(arm_time, joint_times, way) for way in played.joints[number].T]
     q = np.stack(ways, axis=1)
-    normal = jax.device_get(jax.vmap(racket_pose)(jnp.asarray(q)).normal)
+    # Filled up to one length for all balls, to compile `_bodies` once.
+    filled = np.concatenate([q, np.repeat(q[-1:], len(joint_times) + 1 - len(q), axis=0)])
+    centres, normal = (part[: len(q)] for part in jax.device_get(_bodies(jnp.asarray(filled))))
 
-    fly = jax.jit(lambda ball: simulate(env.config.model, AIR, COURT, ball, LONGEST_RETURN))
-    flight = jax.device_get(fly(to_ball(jnp.asarray(returned))))
+    flight = jax.device_get(_fly_return(env.config.model, to_ball(jnp.asarray(returned))))
     happened = np.argwhere(flight.events.kind > 0)
     free = np.arange(1, LONGEST_RETURN + 1) * SAMPLE_STEP
     outgoing, outgoing_time = flight.ball.position, free
@@ -179,7 +185,7 @@ def exchange_of(played: Played, env: ReturnTask, number: int) -> Exchange:
         bounce=bounce,
         outgoing=np.concatenate([returned[None, :3], outgoing]),
         outgoing_time=contact + np.append(0.0, outgoing_time),
-        arm=np.asarray(jax.vmap(joint_centres)(jnp.asarray(q))),
+        arm=centres,
         normal=normal,
         arm_time=arm_time,
         velocity=np.stack([ball.start[3:6], velocity, returned[3:6]]),

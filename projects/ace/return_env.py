@@ -31,14 +31,16 @@ from projects.ace.arm import (
     JointState,
     ace_arm,
     clearances,
+    cross,
     home,
     racket_motion,
 )
-from projects.ace.ball import AIR, Ball, FlightModel
+from projects.ace.ball import AIR, RADIUS, Ball, FlightModel, acceleration
 from projects.ace.bank import Bank, BankConfig, load_bank
 from projects.ace.contact import RIM, RUBBERS, strike
+from projects.ace.events import NET_HEIGHT
 from projects.ace.incoming import SAMPLE_STEP
-from projects.ace.racket import sweep
+from projects.ace.racket import RacketMotion, sweep
 from projects.ace.returning import Verdict, judge_return
 from projects.ace.reward import (
     AIM,
@@ -55,6 +57,8 @@ LONGEST = 45  # decisions after which every incoming ball is dead: 1.44 s
 FARTHEST = 1.5  # a miss is not counted worse than this [m]
 STRIDE = 4  # every so many samples of the ball's way, how near the racket is to it is looked at
 PREDICTED, NUM_AHEAD = 0.5, 16  # of the predicted way after the bounce: how long [s], points
+FORESEEN = 0.1  # [s] for which the racket is taken to go on as it moves
+NUM_SOON = 24  # samples of the ball's way that the critics look ahead
 PLANES = (-1.2, -1.6, -2.0)  # where the predicted way is looked up [m]
 TASKS = ("T0", "T1", "T2", "T3")
 TARGET_LOW, TARGET_HIGH = np.array([0.35, -0.55]), np.array([1.2, 0.55])  # [m]
@@ -106,6 +110,11 @@ class ReturnConfig:
         if not self.start_noise >= 0:
             raise ValueError(f"start_noise must not be negative, got {self.start_noise}")
 
+    def balls_of_task(self) -> BankConfig:
+        """With the task's own source where none is named."""
+        own = "human" if self.task == "T3" else "slow"
+        return dataclasses.replace(self.balls, source=self.balls.source or own)
+
 
 class ReturnTask(Env):
     """See the module's text. Observations: dict with `state`, `readings`, `estimate` and
@@ -117,9 +126,7 @@ class ReturnTask(Env):
 
     def __init__(self, config: ReturnConfig = ReturnConfig()):
         self.config = config
-        source = config.balls.source or ("human" if config.task == "T3" else "slow")
-        balls = dataclasses.replace(config.balls, source=source)
-        bank = load_bank(balls, config.model, config.sensing)
+        bank = load_bank(config.balls_of_task(), config.model, config.sensing)
         self.bank: Bank = jax.tree.map(jnp.asarray, bank)
         self.num_balls = len(bank.incoming.legal)
         self.arm = ace_arm()
@@ -242,6 +249,7 @@ class ReturnTask(Env):
             touch,
             verdict,
             task.target,
+            action,
             precise=self.config.task == "T2",
         )
         return state.replace(  # pyright: ignore[reportAttributeAccessIssue]
@@ -274,7 +282,7 @@ class ReturnTask(Env):
         """
         arm, sensed = self.arm, self.bank.sensed
         joints = task.joints
-        pose, _, _ = racket_motion(task.position, task.velocity)
+        pose, racket_velocity, racket_turn = racket_motion(task.position, task.velocity)
         k = jnp.minimum(task.step, LONGEST - 1)
         read = jax.tree.map(lambda leaf: leaf[task.row, k], sensed)
         seen = read.estimate[:3]
@@ -292,6 +300,9 @@ class ReturnTask(Env):
             jnp.stack([jnp.interp(-x, falling, values) for values in (way[:, 1], way[:, 2], ahead)])
             for x in PLANES
         ]
+        spins = jnp.broadcast_to(read.path_spin, way.shape)
+        predicted = Ball(way, (read.path @ slopes).T, spins)
+        racket = pose, racket_velocity, racket_turn
         angle = joints.position[2:]
         state = [
             joints.position / arm.position_limit,
@@ -302,6 +313,8 @@ class ReturnTask(Env):
             pose.centre,
             pose.normal,
             pose.handle,
+            racket_velocity / 3.0,
+            racket_turn / 10.0,
             task.step / LONGEST,
             task.target,
         ]
@@ -322,7 +335,8 @@ class ReturnTask(Env):
             seen - pose.centre,
             way[near] - pose.centre,
             way[near],
-            read.path @ slopes[:, near] / 8.0,
+            predicted.velocity[near] / 8.0,
+            *self._foresee(predicted, read.path_time + ahead, racket, task.target),
             (read.path_time + ahead[near]) * 3.0,
             read.path_time * 3.0,
             way[0],
@@ -334,6 +348,13 @@ class ReturnTask(Env):
         time = task.step * CONTROL_STEP
         place, bounce_time = incoming.position[task.row, now], incoming.bounce_time[task.row]
         bounced = (time >= bounce_time).astype(jnp.int32)
+        # The next 96 ms of the ball's way; what is past its end or before its bounce counts as far.
+        rows = jnp.minimum(now + jnp.arange(NUM_SOON), incoming.position.shape[1] - 1)
+        soon = Ball(
+            incoming.position[task.row, rows],
+            incoming.velocity[task.row, rows],
+            jnp.broadcast_to(incoming.spin[task.row, 1], (NUM_SOON, 3)),
+        )
         privileged = [
             place,
             place - pose.centre,
@@ -344,6 +365,7 @@ class ReturnTask(Env):
             (jnp.minimum(incoming.end_time[task.row], LONGEST * CONTROL_STEP) - time) * 3.0,
             task.achieved,
             task.nearest,
+            *self._foresee(soon, jnp.arange(NUM_SOON) * SAMPLE_STEP, racket, task.target),
         ]
         legal = task.outcome == LEGAL
         achieved = {"achieved": _flat([task.landing, legal])} if self.config.task == "T2" else {}
@@ -354,6 +376,45 @@ class ReturnTask(Env):
             "privileged_state": _flat(privileged),
             **achieved,
         }
+
+    def _foresee(
+        self, way: Ball, times: Array, racket: RacketMotion, target: Array
+    ) -> tuple[Array, ...]:
+        """Entries on what would come of it if the racket went on as it moves now.
+
+        Where it comes nearest to a ball's way [T] at `times` [T] from now, the ball is taken to be
+        struck, wherever on the racket's plane it is; its flight after that is a rough one.
+        """
+        pose, velocity, turn = racket
+        moved = jnp.minimum(times, FORESEEN)[:, None]
+        centre = pose.centre + moved * velocity
+        k = jnp.argmin(jnp.sum((way.position - centre) ** 2, axis=1))
+        # Between the samples, by the speed at which they pass each other.
+        gap, passing = way.position[k] - centre[k], way.velocity[k] - velocity
+        late = -jnp.dot(gap, passing) / jnp.maximum(jnp.dot(passing, passing), 1e-3)
+        late = jnp.clip(late, -0.02, 0.02)
+        gap = gap + late * passing
+        time = jnp.minimum(times[k] + late, FORESEEN)
+        normal = pose.normal + time * cross(turn, pose.normal)
+        handle = pose.handle + time * cross(turn, pose.handle)
+        normal, handle = normal / _length(normal), handle / _length(handle)
+        touched = velocity + cross(turn, gap)
+        closing = jnp.dot(way.velocity[k] - touched, normal)
+        arriving = Ball(way.position[k] + late * way.velocity[k], way.velocity[k], way.spin[k])
+        face = jnp.where(closing < 0.0, normal, -normal)
+        out = strike(RUBBERS[self.config.rubber], arriving, face, touched)
+        net_height, landing = _rough_flight(self.config.model, out)
+        frame = jnp.stack([normal, handle, cross(normal, handle)])
+        return (
+            (times[k] + late) * 10.0,
+            (frame @ gap) * 5.0,
+            normal,
+            closing / 8.0,
+            out.velocity / 8.0,
+            out.spin / 250.0,
+            net_height * 2.0,
+            landing - target,
+        )
 
     def _metrics(self, task: ReturnState, terms: dict[str, Array]) -> dict[str, Array]:
         ended = {
@@ -416,6 +477,20 @@ def _outcome(contact: Array, volley: Array, touch: Array, dead: Array, verdict: 
     outcome = jnp.where(touch, TOUCH, outcome)
     outcome = jnp.where(volley, VOLLEY, outcome)
     return jnp.where(contact, struck, outcome).astype(jnp.int32)
+
+
+def _rough_flight(model: FlightModel, ball: Ball) -> tuple[Array, Array]:
+    """Height above the cord where a struck ball passes the net [] and its landing [2], by the
+    acceleration it leaves with; clipped, for observations."""
+    a = acceleration(model, AIR, ball.velocity, ball.spin)
+    p, v = ball.position, ball.velocity
+    fall = jnp.minimum(a[2], -2.0)
+    rise = v[2] + jnp.sqrt(jnp.maximum(v[2] ** 2 - 2.0 * fall * (p[2] - RADIUS), 0.0))
+    down = jnp.clip(-rise / fall, 0.0, 1.5)
+    to_net = jnp.clip(-p[0] / jnp.maximum(v[0], 0.5), 0.0, 1.5)
+    height = p[2] + to_net * (v[2] + 0.5 * to_net * a[2]) - RADIUS - NET_HEIGHT
+    landing = p[:2] + down * (v[:2] + 0.5 * down * a[:2])
+    return jnp.clip(height, -1.5, 1.5), jnp.clip(landing, -4.0, 4.0)
 
 
 def _length(vectors: Array) -> Array:

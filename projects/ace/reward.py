@@ -25,6 +25,7 @@ class RewardConfig:
     legal: float = 2.0  # for a legal return
     precision: float = 2.0  # in T2, for a legal return, times exp(-distance / 0.2 m)
     volley: float = 0.5  # penalty for touching the ball before its bounce
+    effort: float = 0.05  # penalty per step, times the mean square of the action
     touch: float = 0.5  # penalty for touching the table or the net with arm or racket
 
     def __post_init__(self):
@@ -47,6 +48,7 @@ def reward_terms(
     touch: Array,
     verdict: Verdict,
     aim: Array,
+    action: Array,
     *,
     precise: bool,
 ) -> dict[str, Array]:
@@ -57,6 +59,7 @@ def reward_terms(
       contact, volley, touch: bool, what happened in the step.
       verdict: of the outgoing ball; counts only with a contact.
       aim: [2] where the return should land [m].
+      action: [A] of the step.
       precise: whether the aim is what the task is about.
     """
 
@@ -73,6 +76,7 @@ def reward_terms(
         "legal": paid(good),
         "precision": paid(good & precise, closeness(verdict.landing, aim, PRECISE)),
         "volley": -paid(volley),
+        "effort": -jnp.mean(action**2),
         "touch": -paid(touch),
     }
 

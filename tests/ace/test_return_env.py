@@ -163,7 +163,7 @@ def test_hindsight_pays_what_the_step_would_have_paid_for_the_new_target(folder,
     )
 
     def reward(aim: jax.Array) -> jax.Array:
-        terms = reward_terms(zero, yes, no, no, verdict, aim, precise=True)
+        terms = reward_terms(zero, yes, no, no, verdict, aim, jnp.zeros(8), precise=True)
         return weighted_sum(terms, config.reward)
 
     first = env.reset(jax.random.key(0))
