@@ -52,7 +52,7 @@ class AceReturn:
         actor_lr=2e-3,
         critic_lr=2e-3,
         alpha_lr=1e-3,
-        lr_decay_updates=200_000,
+        lr_decay_updates=100_000,
         alpha=0.1,
         target_entropy_per_dim=-1.5,
         actor_average=0.998,
@@ -60,7 +60,7 @@ class AceReturn:
     train: TrainConfig = TrainConfig(
         num_envs=512,
         steps_per_epoch=64,
-        num_epochs=400,
+        num_epochs=200,
         warmup_steps=20,
         replay_capacity=600_000,
     )

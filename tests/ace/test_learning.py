@@ -1,4 +1,4 @@
-"""The recipe learns: a short run touches balls that random actions miss."""
+"""The recipe learns: a short run on T1 touches balls that random actions miss."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ def test_a_short_run_learns_to_touch_the_ball(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where banks are kept
     config = dataclasses.replace(
         CONFIG,
-        env=dataclasses.replace(CONFIG.env, balls=BankConfig(num_balls=256)),
+        env=dataclasses.replace(CONFIG.env, task="T1", balls=BankConfig(num_balls=256)),
         train=dataclasses.replace(CONFIG.train, replay_capacity=300_000),
     )
     experiment, _ = make_experiment(config)
@@ -26,5 +26,5 @@ def test_a_short_run_learns_to_touch_the_ball(tmp_path, monkeypatch):
         state, _ = epoch(state)
     after = evaluate(state.agent)
     assert float(before["hit"]) < 0.1
-    # Measured: from 0.03 to 0.32.
-    assert float(after["hit"]) > 0.15
+    # Measured: 0.77, from 0.03; the first legal returns (0.03) come at the same time.
+    assert float(after["hit"]) > 0.4
