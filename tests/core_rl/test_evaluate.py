@@ -44,6 +44,7 @@ def constant_agent(action: float) -> Agent:
         greedy=greedy,
         update=unused,
         deploy=unused,
+        adopt=unused,
     )
 
 
