@@ -41,7 +41,7 @@ def main(config: AceDemo) -> int:
         print(f"{label}: {rate['rate']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]")
     print(f"balls: {result['balls']}, unseen in training")
     with open_workdir(config.out) as out:
-        pictures, replay = write_pictures(Path(out), played, env)
+        pictures, replay = write_pictures(Path(out), played, env, result)
         names = [*(f"{name}.png" for name in pictures), *(["replay.html"] if replay else [])]
         for name in names:
             print(out / name)

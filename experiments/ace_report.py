@@ -1,6 +1,8 @@
 """The report of a return task: the best policy's exchanges, pictures, replay, curves, numbers."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,10 +51,9 @@ def spread_of_spin(played: Played, env: ReturnTask, count: int) -> list[int]:
     return [int(number) for number in legal[np.argsort(spin)][places]]
 
 
-def return_pictures(played: Played, env: ReturnTask) -> dict[str, bytes]:
+def return_pictures(played: Played, env: ReturnTask, result: Mapping[str, Any]) -> dict[str, bytes]:
     """PNG pictures by name; `exchange`, of the legal return whose ball came in with the most spin,
     is left out where there is none."""
-    result = summarise(played, env)
     legal = np.flatnonzero(played.outcome == LEGAL)
     speed = np.linalg.norm(played.returned[:, 3:6], axis=1)
     drawn = {
@@ -68,16 +69,21 @@ def return_pictures(played: Played, env: ReturnTask) -> dict[str, bytes]:
     return {name: encode_png(figure) for name, figure in drawn.items()}
 
 
-def return_replay(played: Played, env: ReturnTask) -> str | None:
-    """The replay's page of some legal returns, or None where there is none."""
+def return_replay(played: Played, env: ReturnTask) -> str:
+    """The replay's page of some legal returns, empty where there is none."""
     numbers = spread_of_spin(played, env, REPLAY_BALLS)
     exchanges = [exchange_of(played, env, number) for number in numbers]
-    return replay_html(exchanges, f"{env.config.task}: returned balls") if exchanges else None
+    return replay_html(exchanges, f"{env.config.task}: returned balls") if exchanges else ""
 
 
-def write_pictures(folder: Path, played: Played, env: ReturnTask) -> tuple[dict[str, bytes], str]:
-    """Writes the pictures and the replay into `folder`; the replay is empty without a return."""
-    pictures, replay = return_pictures(played, env), return_replay(played, env) or ""
+def write_pictures(
+    folder: Path, played: Played, env: ReturnTask, result: Mapping[str, Any]
+) -> tuple[dict[str, bytes], str]:
+    """Writes the pictures and the replay into `folder`; the replay is empty without a return.
+
+    `result` is what `summarise` made of the played balls.
+    """
+    pictures, replay = return_pictures(played, env, result), return_replay(played, env)
     for name, content in pictures.items():
         (folder / f"{name}.png").write_bytes(content)
     if replay:
@@ -98,7 +104,7 @@ def write_return_report(outcome: Outcome, env: ReturnTask, seed: int) -> Path:
     policy = load_policy(workdir / "policy")
     played = play_policy(policy, env, seed, env.num_balls, with_joints=True)
     result = summarise(played, env)
-    pictures, replay = write_pictures(workdir, played, env)
+    pictures, replay = write_pictures(workdir, played, env, result)
     rates = {name: result[name] for name in ("returned", "hit")}
     error, last = result["landing_error"], outcome.rows[-1]
     numbers = [

@@ -16,7 +16,7 @@ from jax import Array
 
 from core_rl.env import State
 from projects.ace.actions import CONTROL_STEP
-from projects.ace.recording import end_of_episode
+from projects.ace.recording import end_of_episode, keep_ended
 from projects.ace.return_env import LONGEST, RUNNING, ReturnState, ReturnTask
 
 
@@ -59,11 +59,8 @@ def make_planner(
         def act_on(task: ReturnState, action: Array) -> tuple[ReturnState, Array]:
             # The observation is not used, and so not computed.
             stepped = env.step(first.replace(pipeline_state=task), action)  # pyright: ignore[reportAttributeAccessIssue]
-            running = task.outcome == RUNNING
-            after = jax.tree.map(
-                lambda new, old: jnp.where(running, new, old), stepped.pipeline_state, task
-            )
-            return after, jnp.where(running, stepped.reward, 0.0)
+            after = keep_ended(task, stepped.pipeline_state)  # pyright: ignore[reportArgumentType]
+            return after, jnp.where(task.outcome == RUNNING, stepped.reward, 0.0)
 
         def step(carry: tuple[Array, ReturnState, Array]):
             number, tasks, total = carry

@@ -88,7 +88,7 @@ def play(
             action = act(named_obs(state))  # pyright: ignore[reportArgumentType]
             joints = jax.vmap(joints_of)(before, action) if with_joints else None
             state = jax.vmap(env.step)(state, action)
-            after = jax.vmap(_keep_ended)(before, state.pipeline_state)
+            after = jax.vmap(keep_ended)(before, state.pipeline_state)
             return state.replace(pipeline_state=after), joints
 
         last, joints = jax.lax.scan(step, first, None, length=LONGEST)
@@ -113,7 +113,7 @@ def play(
     return Played(row=np.asarray(rows), joints=whole.pop("joints", None), **whole)
 
 
-def _keep_ended(before: ReturnState, after: ReturnState) -> ReturnState:
+def keep_ended(before: ReturnState, after: ReturnState) -> ReturnState:
     """The state of an episode, which stays as it is once the episode has ended."""
     over = before.outcome > RUNNING
     return jax.tree.map(lambda old, new: jnp.where(over, old, new), before, after)

@@ -348,7 +348,7 @@ class ReturnTask(Env):
         time = task.step * CONTROL_STEP
         place, bounce_time = incoming.position[task.row, now], incoming.bounce_time[task.row]
         bounced = (time >= bounce_time).astype(jnp.int32)
-        # The next 96 ms of the ball's way; what is past its end or before its bounce counts as far.
+        # The next 96 ms of the ball's way, with the spin that it has after its bounce.
         rows = jnp.minimum(now + jnp.arange(NUM_SOON), incoming.position.shape[1] - 1)
         soon = Ball(
             incoming.position[task.row, rows],
