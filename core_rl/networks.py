@@ -25,6 +25,47 @@ class Network(NamedTuple):
     apply: Callable[[Params, Inputs], jax.Array]  # -> [..., output_size]
 
 
+def _mean(x: jax.Array) -> jax.Array:
+    """Over the last axis, kept: as a product, which a CPU does several times faster than a sum."""
+    weights = jnp.full((x.shape[-1], 1), 1.0 / x.shape[-1], x.dtype)
+    return jnp.matmul(x, weights, precision="highest")
+
+
+@jax.custom_vjp
+def standardise(x: jax.Array) -> jax.Array:
+    """`x` `[..., F]` less its mean over its deviation, each over the last axis.
+
+    What layer norm does before its scale and bias (Ba et al. 2016, arXiv 1607.06450, eq. 4); with
+    the gradient in closed form it takes half the time of what automatic differentiation makes.
+    """
+    return _standardise_forward(x)[0]
+
+
+def _standardise_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    centred = x - _mean(x)
+    scale = jax.lax.rsqrt(_mean(centred**2) + 1e-6)
+    result = centred * scale
+    return result, (result, scale)
+
+
+def _standardise_backward(
+    saved: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array]:
+    result, scale = saved
+    return (scale * (cotangent - _mean(cotangent) - result * _mean(result * cotangent)),)
+
+
+standardise.defvjp(_standardise_forward, _standardise_backward)
+
+
+class LayerNorm(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
+        return standardise(x) * scale + bias
+
+
 class PartedDense(nn.Module):
     """A dense layer of the parts side by side, without putting them side by side.
 
@@ -61,7 +102,7 @@ class MLP(nn.Module):
             if index:
                 x = nn.Dense(width, kernel_init=nn.initializers.he_uniform())(x)
             if self.layer_norm:
-                x = nn.LayerNorm()(x)
+                x = LayerNorm()(x)
             x = ACTIVATIONS[self.activation](x)
         # A small last layer: the first actions and values depend little on the observation.
         return nn.Dense(

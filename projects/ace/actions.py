@@ -18,10 +18,11 @@ exist within `SPREAD` times its jerk, and stay within `SPREAD_*` of its path. So
 the set there is a feasible segment back into it.
 
 All limits are convex in the four jerks, so what is feasible between that segment and any wish is an
-interval: its end for the wishes "as fast as possible", "as slow as possible" and "no acceleration"
-gives three segments, and the action picks a mixture of them (`plan`). The sampling and piece
-lengths are those of Ace; the maps are ours, for the idea of feasible actions see the README
-of SonyResearch/feasible_action_for_optimal_control.
+interval, and its end is taken. The map `velocity` has one wish, to be at a velocity soon and to
+stay there. The others have several, "as fast as possible", "as slow as possible" and "no
+acceleration" among them, and the action picks a mixture of what is feasible of each (`plan`). The
+sampling and piece lengths are those of Ace; the maps are ours, for the idea of feasible actions see
+the README of SonyResearch/feasible_action_for_optimal_control.
 """
 
 from typing import Literal
@@ -249,14 +250,42 @@ def _largest_share(
     return jnp.where(lack > 0.0, low + (high - low) * room / jnp.maximum(room + lack, 1e-20), high)
 
 
+def _feasible(limits: _Limits, state: JointState, wish: list[Array]) -> list[Array]:
+    """Jerks as near to each of `wish` [W, 8] as limits let, from those of the stop."""
+    safe = _stop_jerks(limits, state)
+    share = _largest_share(limits, _knots(state, safe), _knots(state, wish))
+    return [low + share * (high - low) for low, high in zip(safe, wish, strict=True)]
+
+
 def _corners(arm: ArmParams, state: JointState, count: int) -> tuple[list[Array], Array]:
     """Feasible jerks to the first `count` wishes, and their last velocities, [count, 8] each."""
     limits = _limits(arm)
-    safe = _stop_jerks(limits, state)
     wish = _towards(limits, state.acceleration, limits.acceleration * _WISHES[:count, :, None])
-    share = _largest_share(limits, _knots(state, safe), _knots(state, wish))
-    mixed = [low + share * (high - low) for low, high in zip(safe, wish, strict=True)]
+    mixed = _feasible(limits, state, wish)
     return mixed, _knots(state, mixed)[1][-1]
+
+
+def _to_velocity(limits: _Limits, state: JointState, target: Array) -> list[Array]:
+    """Jerks [8] that bring the velocity to `target` [8] soon, and the acceleration to zero there.
+
+    Each piece ends with the largest acceleration x from which ramping down to zero does not pass
+    the target. With D what the piece would leave to do if it ended at rest, and J the jerk, a ramp
+    that takes one piece or less needs PIECE x / 2 and a longer one x^2 / 2J, so
+
+        D = PIECE x / 2 + max(PIECE x / 2, x^2 / 2J)
+    """
+    jerks, a, v = [], state.acceleration, state.velocity
+    for k in range(PIECES):
+        bound = limits.last_acceleration if k == PIECES - 1 else limits.acceleration
+        short = target - v - PIECE / 2.0 * a
+        far = jnp.abs(short)
+        ramp = limits.jerk * (jnp.sqrt(PIECE**2 / 4.0 + 2.0 * far / limits.jerk) - PIECE / 2.0)
+        to = jnp.sign(short) * jnp.minimum(jnp.minimum(far / PIECE, ramp), bound)
+        jerk = jnp.clip((to - a) / PIECE, -limits.jerk, limits.jerk)
+        v = v + PIECE * (a + PIECE / 2.0 * jerk)
+        a = a + PIECE * jerk
+        jerks.append(jerk)
+    return jerks
 
 
 def action_size(action_map: ActionMap) -> int:
@@ -269,8 +298,9 @@ def plan(
 ) -> Segment:
     """The segment that an action picks; whatever the action, it is feasible.
 
-    - `velocity`: a velocity, as a share of `FULL_VELOCITY` of the joint's limit; the nearest one
-      that can be reached is taken.
+    - `velocity`: a velocity, as a share of `FULL_VELOCITY` of the joint's limit. The joint goes
+      there as fast as it can without passing it, and holds it. (To be there after 32 ms with
+      whatever acceleration makes it so rings for half a second, and was learnt far worse.)
     - `reach`: -1 and 1 are the lowest and the highest terminal velocity that can be reached, in
       between the terminal velocity is linear in the action.
     - `reach_2d`: terminal velocity and position. The first eight numbers pull to the fastest and
@@ -278,13 +308,17 @@ def plan(
       while they end near the steady velocity (at it, from no acceleration); (0, 0) is the steady
       segment, and the square of the two maps onto all mixtures of it with its neighbours.
 
-    The steady segment brings the acceleration to zero, so a velocity that is asked for again is
-    also held.
+    The steady segment brings the acceleration to zero.
 
     Args:
       action: [8] in [-1, 1], [16] for `reach_2d`.
     """
     action = jnp.clip(action, -1.0, 1.0)
+    if action_map == "velocity":
+        limits = _limits(arm)
+        wish = _to_velocity(limits, state, FULL_VELOCITY * limits.last_velocity * action)
+        jerks = _feasible(limits, state, [jerk[None] for jerk in wish])
+        return Segment(jax.lax.optimization_barrier(jnp.stack([jerk[0] for jerk in jerks])))
     if action_map == "reach_2d":
         jerks, _ = _corners(arm, state, _BACK + 1)
         fast, ahead = action[:NUM_JOINTS], action[NUM_JOINTS:]
@@ -298,10 +332,7 @@ def plan(
         steady = speeds[_STEADY]
         low = jnp.minimum(speeds[_SLOWEST], steady)
         high = jnp.maximum(speeds[_FASTEST], steady)
-        if action_map == "velocity":
-            target = jnp.clip(FULL_VELOCITY * arm.velocity_limit * action, low, high)
-        else:
-            target = low + 0.5 * (action + 1.0) * (high - low)
+        target = low + 0.5 * (action + 1.0) * (high - low)
         up = jnp.clip((target - steady) / jnp.maximum(high - steady, 1e-9), 0.0, 1.0)
         down = jnp.clip((steady - target) / jnp.maximum(steady - low, 1e-9), 0.0, 1.0)
         weights = {_FASTEST: up, _SLOWEST: down}

@@ -161,20 +161,33 @@ def test_terminal_velocity_is_linear_in_the_action_and_can_be_held():
 
 
 def test_velocity_map_goes_to_the_velocity_that_is_asked_for_and_holds_it():
+    """It neither passes it nor rings about it: what is asked for is what the joint does."""
     zero = jnp.zeros((COUNT, 8))
     state = JointState(jnp.broadcast_to(jnp.asarray(-0.9 * P, jnp.float32), (COUNT, 8)), zero, zero)
     share = jnp.asarray(np.random.default_rng(11).uniform(-0.2, 0.4, (COUNT, 8)), jnp.float32)
     share = jnp.maximum(share, 0.0)  # towards the middle, or rest
     asked = np.asarray(share) * actions.FULL_VELOCITY * V
-    for number in range(8):
-        low, high = (np.asarray(STEP(state, jnp.full((COUNT, 8), x))[0].velocity) for x in (-1, 1))
-        state, _ = STEP_VELOCITY(state, share)
-        nearest = np.clip(asked, np.minimum(low, high), high)
-        np.testing.assert_allclose(
-            state.velocity, nearest, atol=1e-4 * V.max(), err_msg=f"{number}"
-        )
-    held = np.abs(np.asarray(state.velocity) - asked) < 0.02 * V
-    assert held.mean() > 0.95
+    fastest = np.zeros((COUNT, 8))
+    for _ in range(8):
+        after, segment = STEP_VELOCITY(state, share)
+        path = jax.vmap(lambda s, way: actions.follow(s, way, FINE))(state, segment)
+        fastest = np.maximum(fastest, np.asarray(path.velocity).max(1))
+        state = after
+    assert np.all(np.abs(np.asarray(state.velocity) - asked) <= 0.005 * V)
+    assert np.all(fastest <= asked + 0.005 * V)
+    assert np.all(np.abs(np.asarray(state.acceleration)) < 0.01 * A)
+
+
+def test_velocity_map_comes_as_close_as_the_other_map_can():
+    """A full wish is the fastest segment there is, while there is far to go."""
+    states = random_states(COUNT, 3)
+    for wish in (1.0, -1.0):
+        action = jnp.full((COUNT, 8), wish)
+        ours = wish * np.asarray(STEP_VELOCITY(states, action)[0].velocity)
+        best = wish * np.asarray(STEP(states, action)[0].velocity)
+        far = best < 0.25 * actions.FULL_VELOCITY * V
+        assert far.mean() > 0.3
+        assert np.mean((ours > best - 0.01 * V)[far]) > 0.99
 
 
 def test_two_dimensional_map_reaches_the_same_velocity_from_ahead_and_from_behind():

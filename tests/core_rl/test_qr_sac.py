@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from core_rl.distributions import TanhNormal
-from core_rl.networks import make_mlp
+from core_rl.networks import make_mlp, standardise
 from core_rl.qr_sac import Hypers, QRSACConfig, QRSACState, make_qr_sac
 from core_rl.types import Agent, Batch
 from tests.probes import QUICK_COMPILE
@@ -347,6 +347,22 @@ def test_layer_norm_makes_the_hidden_layer_blind_to_its_inputs_scale(layer_norm)
     plain, scaled = network.apply(params, inputs), network.apply(params, large)
     blind = np.allclose(plain, scaled, rtol=1e-3, atol=1e-5)
     assert blind == layer_norm
+
+
+def test_standardise_is_the_plain_formula_with_its_gradient():
+    x, cotangent = (
+        3.0 + 2.0 * jax.random.normal(key, (4, 5, 16))
+        for key in jax.random.split(jax.random.key(3))
+    )
+
+    def plain(x: jax.Array) -> jax.Array:
+        centred = x - jnp.mean(x, axis=-1, keepdims=True)
+        return centred / jnp.sqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + 1e-6)
+
+    value, pull = jax.vjp(standardise, x)
+    expected, pull_expected = jax.vjp(plain, x)
+    np.testing.assert_allclose(value, expected, atol=2e-6)
+    np.testing.assert_allclose(pull(cotangent)[0], pull_expected(cotangent)[0], atol=5e-6)
 
 
 def test_layer_norm_reaches_actor_and_critics():
