@@ -39,7 +39,7 @@ from core_rl.tracking import (
     write_record,
 )
 from core_rl.train import TrainConfig, TrainState, make_trainer
-from core_rl.types import Agent, Hindsight, Metrics, Obs, Trainer
+from core_rl.types import Afterstate, Agent, Hindsight, Metrics, Obs, Trainer
 
 # Flags that a resume may change: they alter how long or how closely watched a run is.
 MAY_DIFFER = ("run", "train.num_epochs", "workdir")
@@ -106,14 +106,15 @@ def make_learner(
     episode_length: int,
     membership: Callable[[State], Mapping[str, jax.Array]] | None = None,
     hindsight: Hindsight | None = None,
+    afterstate: Afterstate | None = None,
 ) -> tuple[Agent, Trainer]:
     """The agent and its training loop, as an experiment's configuration asks for them.
 
-    `membership` and `hindsight` are those of `make_trainer`.
+    `membership` and `hindsight` are those of `make_trainer`, `afterstate` that of `make_qr_sac`.
 
-    Raises UserError for an observation entry that the environment does not offer.
+    Raises UserError for an observation entry or an afterstate that the environment does not offer.
     """
-    agent = make_qr_sac(config.agent, env.action_size)
+    agent = make_qr_sac(config.agent, env.action_size, afterstate)
     trainer = make_trainer(
         env,
         agent,

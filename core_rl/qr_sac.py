@@ -5,6 +5,7 @@ learned temperature. Which observation entries the actor and the critics read is
 an asymmetric actor-critic is the same code. `num_quantiles=1` is plain SAC with a squared loss.
 The actor may be asked to decode observation entries that only the critics read from its last hidden
 layer, as Sony's pseudo-code for Ace does (Durr et al. 2026, Nature 652:886-891): an auxiliary loss.
+Where a task has a model of what its actions lead to, the critics may read that too (`Afterstate`).
 
 Deviations from the paper, all switchable: layer norm and a learned temperature are offered;
 observations are standardised by running statistics of the sampled batches, frozen after a while;
@@ -34,7 +35,7 @@ from core_rl.losses import (
 )
 from core_rl.networks import ACTIVATIONS, Inputs, average_outputs, make_ensemble, make_mlp
 from core_rl.running_stats import RunningStats, forget, init_stats, normalise, update_stats
-from core_rl.types import Agent, Batch, Key, Metrics, Obs, Params
+from core_rl.types import Afterstate, Agent, Batch, Key, Metrics, Obs, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,7 @@ class QRSACConfig:
 
     actor_obs: tuple[str, ...] = ("state",)  # observation entries that the actor reads
     critic_obs: tuple[str, ...] = ("state",)  # observation entries that the critics read
+    afterstate: bool = False  # whether critics read what the task's model says an action leads to
     reconstruct_obs: tuple[str, ...] = ()  # entries that the actor's last hidden layer must decode
     reconstruct_weight: float = 1.0  # in the actor's loss, of their mean squared error
     hidden: tuple[int, ...] = (256, 256)  # widths of the hidden layers of actor and critics
@@ -131,11 +133,21 @@ class QRSACState:
     num_updates: jax.Array  # [] int32
 
 
-def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
+def make_qr_sac(
+    config: QRSACConfig, action_size: int, afterstate: Afterstate | None = None
+) -> Agent:
     """Builds the agent for actions `[A]` in [-1, 1]; see `core_rl.types.Agent`.
 
-    `init` raises UserError when the environment lacks an observation entry that is named.
+    Args:
+      afterstate: what `config.afterstate` needs to know of the task.
+
+    Raises UserError when the task has no afterstate that is asked for; `init` does when the
+    environment lacks an observation entry that is named.
     """
+    if not config.afterstate:
+        afterstate = None
+    elif afterstate is None:
+        raise UserError("--agent.afterstate: this task has no model of what its actions lead to")
     distributional = config.num_quantiles > 1
     critic_loss_fn = quantile_huber_loss if distributional else squared_loss
     used_entries = tuple(
@@ -161,6 +173,8 @@ def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
         decoded = sum(sizes(config.reconstruct_obs))
         actor = make_body(sizes(config.actor_obs), 2 * action_size + decoded)
         critic_inputs = (*sizes(config.critic_obs), action_size)
+        if afterstate is not None:
+            critic_inputs = (*critic_inputs, afterstate.size)
         quantiles, mean = (
             make_ensemble(make_body(critic_inputs, outputs), config.num_critics)
             for outputs in (config.num_quantiles, 1)
@@ -268,13 +282,19 @@ def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
         actor_network, critics_network, mean_network = networks_for(stats)
         actor_input = read(config.actor_obs, stats, batch.obs)
         critic_input = read(config.critic_obs, stats, batch.obs)
-        next_critic_input = read(config.critic_obs, stats, batch.next_obs)
         alpha = jnp.exp(state.log_alpha)
         lr_scale = _lr_scale(config, state.num_updates)
 
-        def critic_values(params: Params, inputs: Inputs, action: jax.Array) -> jax.Array:
+        def with_action(inputs: Inputs, obs: Obs, action: jax.Array) -> Inputs:
+            """All that the critics read: `inputs` of the observation, the action `[B, A]`, and what it
+            leads to."""
+            if afterstate is None:
+                return (*inputs, action)
+            return (*inputs, action, jax.vmap(afterstate.features)(obs, action))
+
+        def critic_values(params: Params, inputs: Inputs) -> jax.Array:
             """`[B, C, Q]`"""
-            return jnp.swapaxes(critics_network.apply(params, (*inputs, action)), 0, 1)
+            return jnp.swapaxes(critics_network.apply(params, inputs), 0, 1)
 
         def apply_gradient(optimiser, params, grads, opt_state, learning_rate):
             updates, opt_state = optimiser.update(grads, opt_state, params)
@@ -284,7 +304,10 @@ def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
         next_action, next_log_prob = policy(
             networks.actor, stats, batch.next_obs
         ).sample_and_log_prob(target_key)
-        next_values = critic_values(networks.target_critics, next_critic_input, next_action)
+        next_critic_input = read(config.critic_obs, stats, batch.next_obs)
+        next_values = critic_values(
+            networks.target_critics, with_action(next_critic_input, batch.next_obs, next_action)
+        )
         targets = jax.vmap(soft_target, in_axes=(0, 0, 0, 0, None))(
             batch.n_step_reward,
             batch.bootstrap_discount,
@@ -293,8 +316,10 @@ def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
             alpha,
         )
 
+        taken_input = with_action(critic_input, batch.obs, batch.action)
+
         def critics_loss(params: Params):
-            values = critic_values(params, critic_input, batch.action)
+            values = critic_values(params, taken_input)
             losses = jax.vmap(jax.vmap(critic_loss_fn, in_axes=(0, None)))(values, targets)
             return jnp.mean(jnp.sum(losses, axis=1)), jnp.mean(values)
 
@@ -312,7 +337,7 @@ def make_qr_sac(config: QRSACConfig, action_size: int) -> Agent:
             output = actor_network.apply(params, actor_input)
             distribution = TanhNormal.from_output(output[:, : 2 * action_size])
             action, log_prob = distribution.sample_and_log_prob(actor_key)
-            means = mean_network.apply(mean_critics, (*critic_input, action))
+            means = mean_network.apply(mean_critics, with_action(critic_input, batch.obs, action))
             values = jnp.swapaxes(means, 0, 1)  # [B, C, 1]
             losses = jax.vmap(actor_loss, in_axes=(0, 0, None))(values, log_prob, alpha)
             decoding_loss = jnp.zeros(())

@@ -65,6 +65,15 @@ class Hindsight(NamedTuple):
     obs: Callable[[Obs, jax.Array], Obs]  # (obs, goal) -> what it would have been
 
 
+class Afterstate(NamedTuple):
+    """What critics may be told of an action: features of the state that it leads to, as far as a
+    known model tells (afterstates: Sutton & Barto 2018, section 6.8). A critic then need not learn
+    that model, and the actor's gradient passes through it. Deployed policies do without."""
+
+    size: int  # F
+    features: Callable[[Obs, jax.Array], jax.Array]  # (obs, action[A]) -> [F], of the order of 1
+
+
 class Replay(NamedTuple):
     """Storage of transitions; see `core_rl.replay`."""
 

@@ -44,6 +44,7 @@ class AceReturn:
     agent: QRSACConfig = QRSACConfig(
         actor_obs=("state", "readings", "estimate"),
         critic_obs=("state", "estimate", "privileged_state"),
+        afterstate=True,
         reconstruct_obs=("privileged_state",),
         reconstruct_weight=0.1,
         layer_norm=True,
@@ -93,7 +94,7 @@ def make_experiment(config: AceReturn) -> tuple[Experiment, ReturnTask]:
         config.env.balls, num_balls=EVALUATION_BALLS, seed=EVALUATION_SEED, spread=1.0
     )
     held_out = ReturnTask(dataclasses.replace(config.env, balls=unseen))
-    agent, trainer = make_learner(config, env, LONGEST, ended_as, env.hindsight())
+    agent, trainer = make_learner(config, env, LONGEST, ended_as, env.hindsight(), env.afterstate())
     evaluator = make_evaluator(held_out, agent, EVALUATION_BALLS, LONGEST)
 
     def evaluate(agent_state: Any) -> Metrics:

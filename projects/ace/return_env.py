@@ -24,21 +24,28 @@ from flax import struct
 from jax import Array
 
 from core_rl.env import Env, State, register_environment
-from core_rl.types import Hindsight, Obs, Transition
-from projects.ace.actions import CONTROL_STEP, ActionMap, Lagged, action_size, at_rest, drive
+from core_rl.types import Afterstate, Hindsight, Obs, Transition
+from projects.ace.actions import (
+    CONTROL_STEP,
+    ActionMap,
+    Lagged,
+    action_size,
+    at_rest,
+    drive,
+    towards,
+)
 from projects.ace.arm import (
     NUM_JOINTS,
     JointState,
     ace_arm,
     clearances,
-    cross,
     home,
     racket_motion,
 )
-from projects.ace.ball import AIR, RADIUS, Ball, FlightModel, acceleration
+from projects.ace.ball import AIR, Ball, FlightModel
 from projects.ace.bank import Bank, BankConfig, load_bank
 from projects.ace.contact import RIM, RUBBERS, strike
-from projects.ace.events import NET_HEIGHT
+from projects.ace.foresight import foresee
 from projects.ace.incoming import SAMPLE_STEP
 from projects.ace.racket import RacketMotion, sweep
 from projects.ace.returning import Verdict, judge_return
@@ -57,8 +64,7 @@ LONGEST = 45  # decisions after which every incoming ball is dead: 1.44 s
 FARTHEST = 1.5  # a miss is not counted worse than this [m]
 STRIDE = 4  # every so many samples of the ball's way, how near the racket is to it is looked at
 PREDICTED, NUM_AHEAD = 0.5, 16  # of the predicted way after the bounce: how long [s], points
-FORESEEN = 0.1  # [s] for which the racket is taken to go on as it moves
-NUM_SOON = 24  # samples of the ball's way that the critics look ahead
+SOON, SOON_STRIDE = 24, 2  # samples of the ball's way that the critics look ahead, every second one
 PLANES = (-1.2, -1.6, -2.0)  # where the predicted way is looked up [m]
 TASKS = ("T0", "T1", "T2", "T3")
 TARGET_LOW, TARGET_HIGH = np.array([0.35, -0.55]), np.array([1.2, 0.55])  # [m]
@@ -273,12 +279,13 @@ class ReturnTask(Env):
         return jnp.minimum(jnp.min(jnp.where(live, distances, FARTHEST)), FARTHEST)
 
     def _observe(self, task: ReturnState) -> dict[str, Array]:
-        """Four entries, all scaled to the order of 1.
+        """Entries that networks read, all scaled to the order of 1.
 
         `state`: joints, racket, clock and target. `readings`: the newest measurements of the ball.
         `estimate`: what the filter makes of them, and its prediction. `privileged_state`: the
-        ball's true state, for the critics. With T2 also `achieved`, for hindsight alone: where the
-        return landed, and whether it was legal.
+        ball's true state, for the critics. `bank_index`, for `afterstate` alone: the ball's row and
+        the decision. With T2 also `achieved`, for hindsight alone: where the return landed, and
+        whether it was legal.
         """
         arm, sensed = self.arm, self.bank.sensed
         joints = task.joints
@@ -348,13 +355,7 @@ class ReturnTask(Env):
         time = task.step * CONTROL_STEP
         place, bounce_time = incoming.position[task.row, now], incoming.bounce_time[task.row]
         bounced = (time >= bounce_time).astype(jnp.int32)
-        # The next 96 ms of the ball's way, with the spin that it has after its bounce.
-        rows = jnp.minimum(now + jnp.arange(NUM_SOON), incoming.position.shape[1] - 1)
-        soon = Ball(
-            incoming.position[task.row, rows],
-            incoming.velocity[task.row, rows],
-            jnp.broadcast_to(incoming.spin[task.row, 1], (NUM_SOON, 3)),
-        )
+        soon, times = self._way(task.row, task.step, 0)
         privileged = [
             place,
             place - pose.centre,
@@ -365,8 +366,9 @@ class ReturnTask(Env):
             (jnp.minimum(incoming.end_time[task.row], LONGEST * CONTROL_STEP) - time) * 3.0,
             task.achieved,
             task.nearest,
-            *self._foresee(soon, jnp.arange(NUM_SOON) * SAMPLE_STEP, racket, task.target),
+            *self._foresee(soon, times, racket, task.target),
         ]
+        index = jnp.stack([task.row, jnp.minimum(task.step, LONGEST)])
         legal = task.outcome == LEGAL
         achieved = {"achieved": _flat([task.landing, legal])} if self.config.task == "T2" else {}
         return {
@@ -374,47 +376,70 @@ class ReturnTask(Env):
             "readings": _flat(readings),
             "estimate": _flat(estimate),
             "privileged_state": _flat(privileged),
+            "bank_index": index.astype(jnp.float32),
             **achieved,
         }
+
+    def _way(self, row: Array, step: Array, before: int) -> tuple[Ball, Array]:
+        """The true ball's way around a decision, from `before` samples before it on.
+
+        Returns the ball [T], with the spin that it has after its bounce, and the times [T] from the
+        decision on [s].
+        """
+        incoming = self.bank.incoming
+        offsets = jnp.arange(-before, SOON, SOON_STRIDE)
+        rows = jnp.clip(step * SUBSTEPS + offsets, 0, incoming.position.shape[1] - 1)
+        way = Ball(
+            incoming.position[row, rows],
+            incoming.velocity[row, rows],
+            jnp.broadcast_to(incoming.spin[row, 1], (len(offsets), 3)),
+        )
+        return way, offsets * SAMPLE_STEP
 
     def _foresee(
         self, way: Ball, times: Array, racket: RacketMotion, target: Array
     ) -> tuple[Array, ...]:
-        """Entries on what would come of it if the racket went on as it moves now.
+        return foresee(self.config.model, RUBBERS[self.config.rubber], way, times, racket, target)
 
-        Where it comes nearest to a ball's way [T] at `times` [T] from now, the ball is taken to be
-        struck, wherever on the racket's plane it is; its flight after that is a rough one.
-        """
-        pose, velocity, turn = racket
-        moved = jnp.minimum(times, FORESEEN)[:, None]
-        centre = pose.centre + moved * velocity
-        k = jnp.argmin(jnp.sum((way.position - centre) ** 2, axis=1))
-        # Between the samples, by the speed at which they pass each other.
-        gap, passing = way.position[k] - centre[k], way.velocity[k] - velocity
-        late = -jnp.dot(gap, passing) / jnp.maximum(jnp.dot(passing, passing), 1e-3)
-        late = jnp.clip(late, -0.02, 0.02)
-        gap = gap + late * passing
-        time = jnp.minimum(times[k] + late, FORESEEN)
-        normal = pose.normal + time * cross(turn, pose.normal)
-        handle = pose.handle + time * cross(turn, pose.handle)
-        normal, handle = normal / _length(normal), handle / _length(handle)
-        touched = velocity + cross(turn, gap)
-        closing = jnp.dot(way.velocity[k] - touched, normal)
-        arriving = Ball(way.position[k] + late * way.velocity[k], way.velocity[k], way.spin[k])
-        face = jnp.where(closing < 0.0, normal, -normal)
-        out = strike(RUBBERS[self.config.rubber], arriving, face, touched)
-        net_height, landing = _rough_flight(self.config.model, out)
-        frame = jnp.stack([normal, handle, cross(normal, handle)])
-        return (
-            (times[k] + late) * 10.0,
-            (frame @ gap) * 5.0,
-            normal,
-            closing / 8.0,
-            out.velocity / 8.0,
-            out.spin / 250.0,
-            net_height * 2.0,
-            landing - target,
-        )
+    def afterstate(self) -> Afterstate | None:
+        """What the critics may know of an action beforehand: where it brings the arm, and what
+        would come of it if the racket went on from there. Only for the map `velocity`."""
+        if self.config.action != "velocity":
+            return None
+        arm = self.arm
+
+        def features(obs: Obs, action: Array) -> Array:
+            scaled = obs["state"][: 3 * NUM_JOINTS].reshape(3, NUM_JOINTS)
+            limits = arm.position_limit, arm.velocity_limit, arm.acceleration_limit
+            start = JointState(*(x * limit for x, limit in zip(scaled, limits, strict=True)))
+            end = towards(arm, start, action)
+            late = arm.delay + arm.lag
+            position = end.position - late * (end.velocity - 0.5 * late * end.acceleration)
+            velocity = end.velocity - late * end.acceleration
+            racket = racket_motion(position, velocity)
+            row, step = obs["bank_index"].astype(jnp.int32)
+            # The ball may meet the racket on the way there, so the way begins with the action.
+            way, times = self._way(row, step + 1, SUBSTEPS)
+            now = SUBSTEPS // SOON_STRIDE
+            pose, racket_velocity, racket_turn = racket
+            return _flat(
+                [
+                    position / arm.position_limit,
+                    velocity / arm.velocity_limit,
+                    end.acceleration / arm.acceleration_limit,
+                    pose.centre,
+                    pose.normal,
+                    pose.handle,
+                    racket_velocity / 3.0,
+                    racket_turn / 10.0,
+                    way.position[now] - pose.centre,
+                    *self._foresee(way, times, racket, obs["state"][TARGET]),
+                ]
+            )
+
+        obs = jax.eval_shape(self.reset, jax.random.key(0)).obs
+        action = jax.ShapeDtypeStruct((self.action_size,), jnp.float32)
+        return Afterstate(size=jax.eval_shape(features, obs, action).shape[-1], features=features)
 
     def _metrics(self, task: ReturnState, terms: dict[str, Array]) -> dict[str, Array]:
         ended = {
@@ -477,20 +502,6 @@ def _outcome(contact: Array, volley: Array, touch: Array, dead: Array, verdict: 
     outcome = jnp.where(touch, TOUCH, outcome)
     outcome = jnp.where(volley, VOLLEY, outcome)
     return jnp.where(contact, struck, outcome).astype(jnp.int32)
-
-
-def _rough_flight(model: FlightModel, ball: Ball) -> tuple[Array, Array]:
-    """Height above the cord where a struck ball passes the net [] and its landing [2], by the
-    acceleration it leaves with; clipped, for observations."""
-    a = acceleration(model, AIR, ball.velocity, ball.spin)
-    p, v = ball.position, ball.velocity
-    fall = jnp.minimum(a[2], -2.0)
-    rise = v[2] + jnp.sqrt(jnp.maximum(v[2] ** 2 - 2.0 * fall * (p[2] - RADIUS), 0.0))
-    down = jnp.clip(-rise / fall, 0.0, 1.5)
-    to_net = jnp.clip(-p[0] / jnp.maximum(v[0], 0.5), 0.0, 1.5)
-    height = p[2] + to_net * (v[2] + 0.5 * to_net * a[2]) - RADIUS - NET_HEIGHT
-    landing = p[:2] + down * (v[:2] + 0.5 * down * a[:2])
-    return jnp.clip(height, -1.5, 1.5), jnp.clip(landing, -4.0, 4.0)
 
 
 def _length(vectors: Array) -> Array:
