@@ -286,8 +286,8 @@ def make_qr_sac(
         lr_scale = _lr_scale(config, state.num_updates)
 
         def with_action(inputs: Inputs, obs: Obs, action: jax.Array) -> Inputs:
-            """All that the critics read: `inputs` of the observation, the action `[B, A]`, and what it
-            leads to."""
+            """All that the critics read: `inputs` of the observation, the action `[B, A]`, and what
+            it leads to."""
             if afterstate is None:
                 return (*inputs, action)
             return (*inputs, action, jax.vmap(afterstate.features)(obs, action))

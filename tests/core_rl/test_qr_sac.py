@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from core_rl.distributions import TanhNormal
+from core_rl.errors import UserError
 from core_rl.networks import make_mlp, standardise
 from core_rl.qr_sac import Hypers, QRSACConfig, QRSACState, make_qr_sac
-from core_rl.types import Agent, Batch
+from core_rl.types import Afterstate, Agent, Batch
 from tests.probes import QUICK_COMPILE
 
 BATCH_SIZE, ACTION_SIZE, NUM_QUANTILES = 8, 2, 4
@@ -377,6 +378,45 @@ def test_parts_of_an_input_are_as_good_as_the_whole():
     value = jnp.linspace(-1.0, 2.0, 10).reshape(2, 5)
     by_parts = parts.apply(params, (value[:, :3], value[:, 3:]))
     np.testing.assert_allclose(by_parts, whole.apply(params, (value,)), rtol=1e-5, atol=1e-7)
+
+
+def test_an_afterstate_of_the_action_itself_is_as_good_as_the_action():
+    """Critics that read the action by way of the model learn and teach as others do."""
+    _, _, state, update = setup()
+    identity = Afterstate(size=ACTION_SIZE, features=lambda obs, action: action)
+    told = make_qr_sac(make_config(afterstate=True), ACTION_SIZE, identity)
+    rows = sum(SIZES.values())
+
+    def moved(critics: Any) -> Any:
+        """The weights of the action now weigh the afterstate, which comes behind it."""
+        first = critics["PartedDense_0"]
+        kernel = jnp.insert(first["kernel"], jnp.full(ACTION_SIZE, rows), 0.0, axis=1)
+        return {**critics, "PartedDense_0": {**first, "kernel": kernel}}
+
+    networks = state.networks
+    other = told.init(jax.random.key(0), EXAMPLE)
+    assert other.networks.critics["PartedDense_0"]["kernel"].shape[1] == rows + 2 * ACTION_SIZE
+    other = dataclasses.replace(
+        state,
+        networks=dataclasses.replace(
+            networks,
+            critics=moved(networks.critics),
+            target_critics=moved(networks.target_critics),
+            critics_opt=other.networks.critics_opt,
+        ),
+    )
+    plain, plain_metrics = update(state, make_batch(), KEY)
+    after, metrics = jax.jit(told.update, compiler_options=QUICK_COMPILE)(other, make_batch(), KEY)
+    for name in plain_metrics:
+        if name != "critic_grad_norm":  # it counts the rows that are new
+            np.testing.assert_allclose(metrics[name], plain_metrics[name], rtol=1e-4, err_msg=name)
+    assert difference(after.networks.actor, plain.networks.actor) < 1e-5
+    assert difference(plain.networks.actor, networks.actor) > 1e-4
+
+
+def test_an_afterstate_that_the_task_lacks_is_refused():
+    with pytest.raises(UserError, match="this task has no model of what"):
+        make_qr_sac(make_config(afterstate=True), ACTION_SIZE)
 
 
 def test_critics_begin_different_and_their_targets_equal():
