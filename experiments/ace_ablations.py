@@ -53,9 +53,10 @@ def _no_history(base: AceReturn) -> AceReturn:
 
 VARIANTS: dict[str, tuple[str, Callable[[AceReturn], AceReturn]]] = {
     "full": ("the full recipe", lambda base: base),
+    "no_afterstate": ("critics read the action alone", _agent(afterstate=False)),
     "symmetric": (
         "symmetric critics: they see what the actor sees",
-        _agent(critic_obs=("state", "readings", "estimate")),
+        _agent(critic_obs=("state", "readings", "estimate"), afterstate=False),
     ),
     "no_filter": (
         "no filter: the actor sees the last eight readings",
@@ -76,7 +77,7 @@ class AceAblations:
     only: tuple[str, ...] = ()  # variants by name; empty: all
     num_seeds: int = 3  # per variant
     first_seed: int = 100  # of them; no other experiment uses these
-    epochs: int = 60  # of 512 updates, per run
+    epochs: int = 20  # of 512 updates, per run
     out: str = "runs/ace_ablations"  # where the runs go
     json: bool = False  # print one JSON object
 

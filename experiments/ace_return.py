@@ -5,8 +5,8 @@
 
 The robot, its sensing and the balls are those of `projects/ace`, after Durr et al. 2026 (Nature
 652:886-891). Sony published scalar SAC with a reconstruction loss for Ace, not QR-SAC; scalar SAC
-is `--agent.num_quantiles=1`. It takes about 20 minutes on one quiet CPU core, 45 at most; what it
-reaches stands in `docs/ace.md`.
+is `--agent.num_quantiles=1`. It takes about 20 minutes on one CPU core, 45 at most; what it reaches
+stands in `docs/ace.md`.
 """
 
 import dataclasses
@@ -61,7 +61,7 @@ class AceReturn:
     train: TrainConfig = TrainConfig(
         num_envs=512,
         steps_per_epoch=64,
-        num_epochs=200,
+        num_epochs=120,
         warmup_steps=20,
         replay_capacity=600_000,
     )

@@ -84,8 +84,9 @@ def test_every_ablation_changes_what_it_says_and_nothing_else():
         changed[name] = {key for key in flat if flat[key] != other[key]} - {"workdir"}
     assert changed == {
         "full": set(),
-        "symmetric": {"agent.critic_obs"},
+        "symmetric": {"agent.critic_obs", "agent.afterstate"},
         "no_filter": {"agent.actor_obs"},
+        "no_afterstate": {"agent.afterstate"},
         "no_history": {"agent.actor_obs", "env.sensing.history"},
         "no_reconstruction": {"agent.reconstruct_obs"},
         "scalar": {"agent.num_quantiles"},
@@ -105,7 +106,7 @@ def test_interval_of_a_few_seeds_is_students():
     ("make", "message"),
     [
         (lambda: AceEvaluate(max_balls=-1), "max_balls must not be negative, got -1"),
-        (lambda: ace_ablations.AceAblations(only=("half",)), "only must be among full, symmetric"),
+        (lambda: ace_ablations.AceAblations(only=("half",)), "only must be among full, no_afterstate"),
         (lambda: ace_ablations.AceAblations(epochs=0), "epochs must be at least 1, got 0"),
     ],
 )
