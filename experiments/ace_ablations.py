@@ -28,7 +28,6 @@ from experiments import ace_return
 from experiments.ace_return import AceReturn
 from projects.ace.render import learning_curves
 
-EVERY = 1  # epochs between evaluations
 LAST = 3  # evaluations at the end of a run that are averaged
 
 
@@ -104,7 +103,7 @@ def run_config(config: AceAblations, variant: str, seed: int) -> AceReturn:
             lr_decay_updates=config.epochs * base.train.updates_per_epoch,
         ),
         train=dataclasses.replace(base.train, num_epochs=config.epochs),
-        run=RunConfig(evaluate_every=EVERY, checkpoint_every=20, wandb=base.run.wandb),
+        run=RunConfig(evaluate_every=1, checkpoint_every=20, wandb=base.run.wandb),
         seed=seed,
         workdir=str(Path(config.out) / f"{variant}-s{seed}"),
     )
@@ -119,13 +118,11 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(max(values.mean() - half, 0.0)), float(min(values.mean() + half, 1.0))
 
 
-def curve_of(rows: list[dict[str, Any]], epochs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Updates and shares of legal returns at the evaluations [E] that every run has; one that was
-    stopped in between has one more."""
-    due = [row for row in rows if row["epoch"] in (1, epochs) or row["epoch"] % EVERY == 0]
+def curve_of(rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Updates and shares of legal returns after each epoch [E] of a run."""
     return (
-        np.array([row["updates"] for row in due], float),
-        np.array([row["eval/legal"] for row in due]),
+        np.array([row["updates"] for row in rows], float),
+        np.array([row["eval/legal"] for row in rows]),
     )
 
 
@@ -157,9 +154,7 @@ def main(config: AceAblations) -> int:
             outcome = run(experiment, made.workdir)
             if outcome.exit_code:
                 return outcome.exit_code
-            updates, curve = curve_of(
-                read_metrics(outcome.workdir / "metrics.jsonl"), config.epochs
-            )
+            updates, curve = curve_of(read_metrics(outcome.workdir / "metrics.jsonl"))
             runs[name].append(curve)
     curves = {name: np.stack(values) for name, values in runs.items()}
     result = summarise(curves)
