@@ -76,7 +76,7 @@ class AceAblations:
     only: tuple[str, ...] = ()  # variants by name; empty: all
     num_seeds: int = 3  # per variant
     first_seed: int = 100  # of them; no other experiment uses these
-    epochs: int = 16  # of 512 updates, per run
+    epochs: int = 14  # of 512 updates, per run
     batch_size: int = 128  # half of the recipe's: as good per update at first, and half the cost
     out: str = "runs/ace_ablations"  # where the runs go
     json: bool = False  # print one JSON object
