@@ -147,7 +147,10 @@ def make_qr_sac(
     if not config.afterstate:
         afterstate = None
     elif afterstate is None:
-        raise UserError("--agent.afterstate: this task has no model of what its actions lead to")
+        raise UserError(
+            "--agent.afterstate=true: there is no model of what these actions lead to; "
+            "only false is allowed here"
+        )
     distributional = config.num_quantiles > 1
     critic_loss_fn = quantile_huber_loss if distributional else squared_loss
     used_entries = tuple(

@@ -1,4 +1,5 @@
-"""What the parts of the return task's recipe are worth: each is left out, over several seeds.
+"""What the parts of the return task's recipe are worth: each is left out, over several seeds, in
+short runs on half batches.
 
     ./run python -m experiments.ace_ablations                      # hours; may be stopped, resumes
     ./run python -m experiments.ace_ablations --only=full,scalar   # two of them, by name
@@ -6,8 +7,10 @@
 Every run has its own directory under `--out`, so that commands with different `--only` may share
 the work. When all runs that were asked for are complete it prints a table and draws
 `ablations.png`. A run's result is the mean of its last evaluations, on balls that no training sees;
-the interval is Student's over the seeds. `scalar` (scalar critics with the reconstruction loss) is
-the kind of agent that Sony published for Ace (Durr et al. 2026, Nature 652:886-891).
+the interval is Student's over the seeds. `symmetric` critics are not told the afterstate either,
+which knows the true ball: compare them with `no_afterstate`. `scalar` (scalar critics with the
+reconstruction loss) is, but for the afterstate, the kind of agent that Sony published for Ace
+(Durr et al. 2026, Nature 652:886-891).
 """
 
 import dataclasses
@@ -52,7 +55,7 @@ def _no_history(base: AceReturn) -> AceReturn:
 
 VARIANTS: dict[str, tuple[str, Callable[[AceReturn], AceReturn]]] = {
     "full": ("the full recipe", lambda base: base),
-    "no_afterstate": ("critics read the action alone", _agent(afterstate=False)),
+    "no_afterstate": ("no afterstate for the critics", _agent(afterstate=False)),
     "symmetric": (
         "symmetric critics: they see what the actor sees",
         _agent(critic_obs=("state", "readings", "estimate"), afterstate=False),
@@ -103,7 +106,7 @@ def run_config(config: AceAblations, variant: str, seed: int) -> AceReturn:
             lr_decay_updates=config.epochs * base.train.updates_per_epoch,
         ),
         train=dataclasses.replace(base.train, num_epochs=config.epochs),
-        run=RunConfig(evaluate_every=1, checkpoint_every=20, wandb=base.run.wandb),
+        run=RunConfig(evaluate_every=1, checkpoint_every=5, wandb=base.run.wandb),
         seed=seed,
         workdir=str(Path(config.out) / f"{variant}-s{seed}"),
     )

@@ -5,8 +5,8 @@
 
 The robot, its sensing and the balls are those of `projects/ace`, after Durr et al. 2026 (Nature
 652:886-891). Sony published scalar SAC with a reconstruction loss for Ace, not QR-SAC; scalar SAC
-is `--agent.num_quantiles=1`. It takes about 20 minutes on one CPU core, 45 at most; what it reaches
-stands in `docs/ace.md`.
+is `--agent.num_quantiles=1`. It takes about 25 minutes on one core of a busy machine, 45 at most;
+what it reaches stands in `docs/ace.md`.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ class AceReturn:
         actor_lr=2e-3,
         critic_lr=2e-3,
         alpha_lr=1e-3,
-        lr_decay_updates=100_000,
+        lr_decay_updates=100_000,  # longer than the run: they end at 0.45 of their start
         alpha=0.1,
         target_entropy_per_dim=-1.5,
         actor_average=0.998,

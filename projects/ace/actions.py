@@ -269,8 +269,9 @@ def _to_velocity(limits: _Limits, state: JointState, target: Array) -> list[Arra
     """Jerks [8] that bring the velocity to `target` [8] soon, and the acceleration to zero there.
 
     Each piece ends with the largest acceleration x from which ramping down to zero does not pass
-    the target. With D what the piece would leave to do if it ended at rest, and J the jerk, a ramp
-    that takes one piece or less needs PIECE x / 2 and a longer one x^2 / 2J, so
+    the target (by more than J PIECE^2 / 8, since pieces are not split). With D what the piece would
+    leave to do if it ended at rest, and J the jerk, a ramp that takes one piece or less needs
+    PIECE x / 2 and a longer one x^2 / 2J, so
 
         D = PIECE x / 2 + max(PIECE x / 2, x^2 / 2J)
     """
@@ -286,6 +287,12 @@ def _to_velocity(limits: _Limits, state: JointState, target: Array) -> list[Arra
         a = a + PIECE * jerk
         jerks.append(jerk)
     return jerks
+
+
+def _asked(limits: _Limits, state: JointState, action: Array) -> list[Array]:
+    """The jerks [8] that the map `velocity` wishes for."""
+    share = FULL_VELOCITY * jnp.clip(action, -1.0, 1.0)
+    return _to_velocity(limits, state, share * limits.last_velocity)
 
 
 def action_size(action_map: ActionMap) -> int:
@@ -313,12 +320,12 @@ def plan(
     Args:
       action: [8] in [-1, 1], [16] for `reach_2d`.
     """
-    action = jnp.clip(action, -1.0, 1.0)
     if action_map == "velocity":
         limits = _limits(arm)
-        wish = _to_velocity(limits, state, FULL_VELOCITY * limits.last_velocity * action)
+        wish = _asked(limits, state, action)
         jerks = _feasible(limits, state, [jerk[None] for jerk in wish])
         return Segment(jax.lax.optimization_barrier(jnp.stack([jerk[0] for jerk in jerks])))
+    action = jnp.clip(action, -1.0, 1.0)
     if action_map == "reach_2d":
         jerks, _ = _corners(arm, state, _BACK + 1)
         fast, ahead = action[:NUM_JOINTS], action[NUM_JOINTS:]
@@ -346,12 +353,8 @@ def plan(
 
 def towards(arm: ArmParams, state: JointState, action: Array) -> JointState:
     """Where the reference would end if no position limit were near: `plan` with the map `velocity`,
-    without what keeps it able to stop. A tenth of the work, and it has gradients."""
-    limits = _limits(arm)
-    action = jnp.clip(action, -1.0, 1.0)
-    jerks = _to_velocity(limits, state, FULL_VELOCITY * limits.last_velocity * action)
-    acceleration, velocity, position = (values[-1] for values in _knots(state, jerks))
-    return JointState(position, velocity, acceleration)
+    without what keeps it able to stop. A tenth of the work, also for gradients."""
+    return end_of(state, Segment(jnp.stack(_asked(_limits(arm), state, action))))
 
 
 def plan_stop(arm: ArmParams, state: JointState) -> Segment:

@@ -163,19 +163,23 @@ def test_terminal_velocity_is_linear_in_the_action_and_can_be_held():
 def test_velocity_map_goes_to_the_velocity_that_is_asked_for_and_holds_it():
     """It neither passes it nor rings about it: what is asked for is what the joint does."""
     zero = jnp.zeros((COUNT, 8))
-    state = JointState(jnp.broadcast_to(jnp.asarray(-0.9 * P, jnp.float32), (COUNT, 8)), zero, zero)
-    share = jnp.asarray(np.random.default_rng(11).uniform(-0.2, 0.4, (COUNT, 8)), jnp.float32)
-    share = jnp.maximum(share, 0.0)  # towards the middle, or rest
-    asked = np.asarray(share) * actions.FULL_VELOCITY * V
-    fastest = np.zeros((COUNT, 8))
-    for _ in range(8):
-        after, segment = STEP_VELOCITY(state, share)
-        path = jax.vmap(lambda s, way: actions.follow(s, way, FINE))(state, segment)
-        fastest = np.maximum(fastest, np.asarray(path.velocity).max(1))
-        state = after
-    assert np.all(np.abs(np.asarray(state.velocity) - asked) <= 0.005 * V)
-    assert np.all(fastest <= asked + 0.005 * V)
-    assert np.all(np.abs(np.asarray(state.acceleration)) < 0.01 * A)
+    state = JointState(jnp.broadcast_to(jnp.asarray(-0.5 * P, jnp.float32), (COUNT, 8)), zero, zero)
+    share = jnp.asarray(np.random.default_rng(11).uniform(0.0, 0.3, (COUNT, 8)), jnp.float32)
+    before = np.zeros((COUNT, 8))
+    for ask in (share, -0.5 * share, zero):  # up, back through rest, and to rest
+        asked = np.asarray(ask) * actions.FULL_VELOCITY * V
+        low, high = np.minimum(before, asked), np.maximum(before, asked)
+        for _ in range(8):
+            after, segment = STEP_VELOCITY(state, ask)
+            path = jax.vmap(lambda s, way: actions.follow(s, way, FINE))(state, segment)
+            speed = np.asarray(path.velocity)
+            # Pieces are not split, so a joint may pass by up to their jerk times PIECE^2 / 8.
+            assert np.all(speed.max(1) <= high + 0.005 * V)
+            assert np.all(speed.min(1) >= low - 0.005 * V)
+            state = after
+        assert np.all(np.abs(np.asarray(state.velocity) - asked) <= 0.005 * V)
+        assert np.all(np.abs(np.asarray(state.acceleration)) < 0.01 * A)
+        before = asked
 
 
 def test_velocity_map_comes_as_close_as_the_other_map_can():

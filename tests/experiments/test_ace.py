@@ -106,7 +106,10 @@ def test_interval_of_a_few_seeds_is_students():
     ("make", "message"),
     [
         (lambda: AceEvaluate(max_balls=-1), "max_balls must not be negative, got -1"),
-        (lambda: ace_ablations.AceAblations(only=("half",)), "only must be among full, no_afterstate"),
+        (
+            lambda: ace_ablations.AceAblations(only=("half",)),
+            "only must be among full, no_after",
+        ),
         (lambda: ace_ablations.AceAblations(epochs=0), "epochs must be at least 1, got 0"),
     ],
 )
