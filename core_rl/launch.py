@@ -362,7 +362,10 @@ def _with_trained_agent(experiment: Experiment, state: TrainState) -> TrainState
         trained = checkpointer.restore(epoch, template, partial=True)["agent"]
     adopt = experiment.agent.adopt
     adopt = jax.vmap(adopt) if experiment.config.num_seeds > 1 else adopt
-    return dataclasses.replace(state, agent=adopt(state.agent, trained))
+    state = dataclasses.replace(state, agent=adopt(state.agent, trained))
+    # What is read is bound to its device. All of it is, else the second epoch, whose input is the
+    # output of the first one, is compiled anew.
+    return jax.device_put(state, jax.local_devices()[0])
 
 
 def report_end(outcome: Outcome, report: Path | None = None) -> None:

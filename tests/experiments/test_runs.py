@@ -7,6 +7,7 @@ in `core_rl.launch` and `core_rl.flags`, which all experiments share.
 import ast
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -311,7 +312,7 @@ def test_seeds_side_by_side_are_recorded_one_by_one_and_resume(tmp_path):
     assert load_policy(tmp_path / "policy").act({"state": np.zeros(2)}).shape == (1,)
 
 
-def test_a_run_may_begin_with_the_agent_of_another(tmp_path, capsys):
+def test_a_run_may_begin_with_the_agent_of_another(tmp_path, caplog):
     def config(seed, *more):
         return flags.parse(qr_sac.CONFIG, [*TINY, "--train.num_epochs=2", f"--seed={seed}", *more])
 
@@ -326,8 +327,12 @@ def test_a_run_may_begin_with_the_agent_of_another(tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, state.agent.networks, trained.agent.networks)
     assert float(state.agent.hypers.critic_lr) == 0.5
     assert int(state.agent.num_updates) == 0 < int(trained.agent.num_updates)
-    outcome = run(qr_sac.make_experiment(config(1, begin)), tmp_path / "second")
+    caplog.clear()
+    with jax.log_compiles(), caplog.at_level("WARNING", logger="jax"):
+        outcome = run(qr_sac.make_experiment(config(1, begin)), tmp_path / "second")
     assert outcome.epochs == 2
+    epochs = [m for m in caplog.messages if re.match(r"Compiling (jit\()?epoch\b", m)]
+    assert len(epochs) == 1, epochs
 
     nowhere = config(1, f"--train.begin_from={tmp_path / 'nowhere'}")
     with pytest.raises(UserError, match=r"nowhere: there is no run with a checkpoint$"):
