@@ -2,13 +2,15 @@
 
     ./run bench
     ./run bench --json=bench.json
+    ./run bench --only=steps,decisions
 
 Learning: QR-SAC's training loop and brax's own SAC (`brax.training.agents.sac`, unmodified) take
 turns on the same environment, which costs nothing, with the same sizes: hidden layers 256 x 256,
 batch 256, 64 environments, 8 updates per step; ours with 32 quantiles, brax's with scalar critics.
 Simulation: control steps of the time trial (20 sub-steps of 5 ms) and of the return task (8 sweeps
-of 4 ms, joints at 1 kHz). Start: processes of their own,
-without and with compilation cache. The median of the rounds is shown, with the range.
+of 4 ms, joints at 1 kHz). Decisions: the committed policies, one observation at a time, as a
+control loop would ask them. Start: processes of their own, without and with compilation cache. The
+median of the rounds is shown, with the range; of decisions the median and the 99th percentile.
 """
 
 import dataclasses
@@ -31,6 +33,7 @@ from brax.training.agents.sac import train as brax_sac
 
 from core_rl import flags
 from core_rl.env import Env, State
+from core_rl.policy import load_policy
 from core_rl.qr_sac import QRSACConfig, make_qr_sac
 from core_rl.train import TrainConfig, make_trainer
 from experiments.sophy_time_trial import CONFIG
@@ -41,6 +44,12 @@ from projects.sophy.time_trial import TimeTrial
 OBS_SIZE, ACTION_SIZE = 128, 2
 NUM_ENVS, UPDATES_PER_STEP, BATCH_SIZE, HIDDEN = 64, 8, 256, (256, 256)
 CAPACITY = 65_536
+PARTS = ("start", "learning", "steps", "decisions")
+POLICIES = {
+    "time trial": "projects/sophy/policies/time_trial",
+    "return": "projects/ace/policies/return",
+}
+NUM_DECISIONS = 3000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +57,7 @@ class Bench:
     rounds: int = 2  # turns that each of the compared programs takes
     updates: int = 1024  # updates per turn
     envs: tuple[int, ...] = (1, 64, 1024)  # environments simulated side by side
-    start: bool = True  # measure start-up time and memory in processes of their own
+    only: tuple[str, ...] = ()  # of start, learning, steps and decisions; empty: all
     json: str = ""  # file for the results, machine-readable
 
     def __post_init__(self):
@@ -58,6 +67,9 @@ class Bench:
             raise ValueError(f"updates must be at least {UPDATES_PER_STEP}, got {self.updates}")
         if not self.envs or min(self.envs) < 1:
             raise ValueError(f"envs must be positive numbers, got {self.envs}")
+        for name in self.only:
+            if name not in PARTS:
+                raise ValueError(f"only must be among {', '.join(PARTS)}, got {name!r}")
 
 
 class FreeEnv(Env):
@@ -167,6 +179,19 @@ def env_steps(env: Env, num_envs: int, num_rounds: int) -> list[float]:
     return [num_steps * num_envs / timed(lambda key=key: drive(state, key)) for key in keys[1:]]
 
 
+def decision_times(bundle: Path) -> dict[str, float]:
+    """Milliseconds of one decision of a policy bundle on the host, median and 99th percentile."""
+    policy = load_policy(bundle)
+    with np.load(bundle / "golden.npz") as golden:
+        stored = {name.removeprefix("obs/"): golden[name] for name in golden if name != "action"}
+    first = {name: values[0] for name, values in stored.items()}
+    for _ in range(100):
+        policy.act(first).block_until_ready()
+    times = [timed(lambda: policy.act(first).block_until_ready()) for _ in range(NUM_DECISIONS)]
+    median, slow = (1e3 * float(value) for value in np.percentile(times, [50, 99]))
+    return {"median": median, "p99": slow}
+
+
 def start_up(cache: str, workdir: str) -> tuple[float, float]:
     """Seconds from the process's start to the end of the default run's first update, and the
     run's peak memory [MB]; the epoch is cut to one step, everything else is as by default."""
@@ -216,7 +241,8 @@ def measure(config: Bench) -> dict[str, Any]:
         "jax": jax.__version__,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
-    if config.start:
+    parts = config.only or PARTS
+    if "start" in parts:
         say("start-up, with and without compilation cache")
         with tempfile.TemporaryDirectory() as directory:
             cold = start_up(f"{directory}/cache", f"{directory}/cold")
@@ -224,28 +250,37 @@ def measure(config: Bench) -> dict[str, Any]:
         results["first_update_seconds"] = {"cold": cold[0], "warm": warm[0]}
         results["peak_memory_mb"] = max(cold[1], warm[1])
 
-    say("updates per second: QR-SAC, scalar SAC and brax's SAC in turn")
-    programs = {
-        "qr_sac": core_updates(32, config.updates),
-        "sac": core_updates(1, config.updates),
-    }
-    speeds: dict[str, list[float]] = {"qr_sac": [], "sac": [], "brax_sac": []}
-    for _ in range(config.rounds):
-        for name, turn in programs.items():
-            speeds[name] += [turn(), turn()]
-        speeds["brax_sac"] += brax_updates(config.updates)
-    results["updates_per_second"] = {name: median_and_range(v) for name, v in speeds.items()}
-    results["qr_sac_over_brax_sac"] = float(
-        np.median(speeds["qr_sac"]) / np.median(speeds["brax_sac"])
-    )
+    if "learning" in parts:
+        say("updates per second: QR-SAC, scalar SAC and brax's SAC in turn")
+        programs = {
+            "qr_sac": core_updates(32, config.updates),
+            "sac": core_updates(1, config.updates),
+        }
+        speeds: dict[str, list[float]] = {"qr_sac": [], "sac": [], "brax_sac": []}
+        for _ in range(config.rounds):
+            for name, turn in programs.items():
+                speeds[name] += [turn(), turn()]
+            speeds["brax_sac"] += brax_updates(config.updates)
+        results["updates_per_second"] = {name: median_and_range(v) for name, v in speeds.items()}
+        results["qr_sac_over_brax_sac"] = float(
+            np.median(speeds["qr_sac"]) / np.median(speeds["brax_sac"])
+        )
 
-    say("control steps per second of the time trial and of the return task")
-    balls = BankConfig(num_balls=512)
-    envs = {"time trial": TimeTrial(CONFIG.env), "return": ReturnTask(ReturnConfig(balls=balls))}
-    results["control_steps_per_second"] = {
-        name: {str(n): median_and_range(env_steps(env, n, config.rounds)) for n in config.envs}
-        for name, env in envs.items()
-    }
+    if "steps" in parts:
+        say("control steps per second of the time trial and of the return task")
+        balls = BankConfig(num_balls=512)
+        envs = {
+            "time trial": TimeTrial(CONFIG.env),
+            "return": ReturnTask(ReturnConfig(balls=balls)),
+        }
+        results["control_steps_per_second"] = {
+            name: {str(n): median_and_range(env_steps(env, n, config.rounds)) for n in config.envs}
+            for name, env in envs.items()
+        }
+    if "decisions" in parts:
+        say("milliseconds per decision of the committed policies")
+        root = Path(__file__).parents[1]
+        results["decision_ms"] = {n: decision_times(root / path) for n, path in POLICIES.items()}
     results["bench_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return results
 
@@ -262,12 +297,16 @@ def table(results: dict[str, Any]) -> str:
         "sac": "our scalar SAC: updates/s",
         "brax_sac": "brax's SAC: updates/s",
     }
-    for name, label in names.items():
-        row(label, results["updates_per_second"][name])
-    rows.append(("QR-SAC over brax's SAC", f"{results['qr_sac_over_brax_sac']:.2f}", ""))
-    for name, by_number in results["control_steps_per_second"].items():
+    if "updates_per_second" in results:
+        for name, label in names.items():
+            row(label, results["updates_per_second"][name])
+        rows.append(("QR-SAC over brax's SAC", f"{results['qr_sac_over_brax_sac']:.2f}", ""))
+    for name, by_number in results.get("control_steps_per_second", {}).items():
         for number, value in by_number.items():
             row(f"{name}, {number} environments: control steps/s", value)
+    for name, times in results.get("decision_ms", {}).items():
+        shown = f"{times['median']:.3f}", f"99 %: {times['p99']:.3f}"
+        rows.append((f"{name}, one decision of the policy [ms]", *shown))
     if "first_update_seconds" in results:
         start = results["first_update_seconds"]
         rows.append(("start to first update, cold cache [s]", f"{start['cold']:.1f}", ""))

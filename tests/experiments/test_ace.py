@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from core_rl.errors import UserError
-from experiments import ace_ablations, ace_demo, ace_evaluate
+from experiments import ace_ablations, ace_demo, ace_evaluate, bench
 from experiments.ace_evaluate import AceEvaluate, by_bins, wilson
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -102,6 +102,12 @@ def test_interval_of_a_few_seeds_is_students():
     )
 
 
+def test_the_benchmark_asks_a_bundle_for_decisions(monkeypatch):
+    monkeypatch.setattr(bench, "NUM_DECISIONS", 10)
+    times = bench.decision_times(ace_demo.BUNDLE)
+    assert 0 < times["median"] <= times["p99"]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -111,6 +117,7 @@ def test_interval_of_a_few_seeds_is_students():
             "only must be among full, no_after",
         ),
         (lambda: ace_ablations.AceAblations(epochs=0), "epochs must be at least 1, got 0"),
+        (lambda: bench.Bench(only=("speed",)), "only must be among start, learning, steps"),
     ],
 )
 def test_bad_settings_raise_one_line(make, message):
