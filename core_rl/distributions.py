@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import struct
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
+# Beyond this float32 no longer tells what an action was before tanh.
+SATURATION = 1.0 - 1e-6
 
 
 @struct.dataclass
@@ -32,6 +34,24 @@ class TanhNormal:
         noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
         x = self.mean + jnp.exp(self.log_std) * noise
         log_normal = -0.5 * noise**2 - self.log_std - 0.5 * jnp.log(2.0 * jnp.pi)
-        # log(1 - tanh(x)^2), written so that it neither under- nor overflows.
-        log_slope = 2.0 * (jnp.log(2.0) - x - jax.nn.softplus(-2.0 * x))
-        return jnp.tanh(x), jnp.sum(log_normal - log_slope, axis=-1)
+        return jnp.tanh(x), jnp.sum(log_normal - _log_slope(x), axis=-1)
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """Log-density `[...]` of any action `[..., A]` in [-1, 1], finite at -1 and 1 too.
+
+        A saturated action stands for every `x` beyond; the likeliest of them is meant, so that
+        a policy whose mode is saturated does not find its own mode unlikely. The slope there is
+        that of the edge, which bounds the density.
+        """
+        edge = jnp.arctanh(jnp.asarray(SATURATION, self.mean.dtype))
+        inside = jnp.arctanh(jnp.clip(action, -SATURATION, SATURATION))
+        beyond = jnp.sign(action) * jnp.maximum(jnp.sign(action) * self.mean, edge)
+        x = jnp.where(jnp.abs(action) < SATURATION, inside, beyond)
+        noise = (x - self.mean) * jnp.exp(-self.log_std)
+        log_normal = -0.5 * noise**2 - self.log_std - 0.5 * jnp.log(2.0 * jnp.pi)
+        return jnp.sum(log_normal - _log_slope(inside), axis=-1)
+
+
+def _log_slope(x: jax.Array) -> jax.Array:
+    """`log(1 - tanh(x)^2)`, written so that it neither under- nor overflows."""
+    return 2.0 * (jnp.log(2.0) - x - jax.nn.softplus(-2.0 * x))

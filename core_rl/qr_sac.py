@@ -223,7 +223,7 @@ def make_qr_sac(
             num_updates=jnp.zeros((), jnp.int32),
         )
 
-    def policy(params: Params, stats: dict[str, RunningStats], obs: Obs) -> TanhNormal:
+    def distribution(params: Params, stats: dict[str, RunningStats], obs: Obs) -> TanhNormal:
         actor_network, _, _ = networks_for(stats)
         output = actor_network.apply(params, read(config.actor_obs, stats, obs))
         return TanhNormal.from_output(output[..., : 2 * action_size])
@@ -233,13 +233,17 @@ def make_qr_sac(
         return ()
 
     def act(state: QRSACState, carry, obs: Obs, key: Key):
-        action, _ = policy(state.networks.actor, state.obs_stats, obs).sample_and_log_prob(key)
+        params, stats = state.networks.actor, state.obs_stats
+        action, _ = distribution(params, stats, obs).sample_and_log_prob(key)
         return action, carry
 
-    def greedy(state: QRSACState, carry, obs: Obs):
+    def policy(state: QRSACState, obs: Obs) -> TanhNormal:
         networks = state.networks
         params = networks.actor_average if config.actor_average else networks.actor
-        return policy(params, state.obs_stats, obs).mode(), carry
+        return distribution(params, state.obs_stats, obs)
+
+    def greedy(state: QRSACState, carry, obs: Obs):
+        return policy(state, obs).mode(), carry
 
     def deploy(state: QRSACState) -> QRSACState:
         networks = Networks(
@@ -304,7 +308,7 @@ def make_qr_sac(
             step = -learning_rate * lr_scale
             return jax.tree.map(lambda p, u: p + step * u, params, updates), opt_state
 
-        next_action, next_log_prob = policy(
+        next_action, next_log_prob = distribution(
             networks.actor, stats, batch.next_obs
         ).sample_and_log_prob(target_key)
         next_critic_input = read(config.critic_obs, stats, batch.next_obs)
@@ -338,8 +342,8 @@ def make_qr_sac(
 
         def policy_loss(params: Params):
             output = actor_network.apply(params, actor_input)
-            distribution = TanhNormal.from_output(output[:, : 2 * action_size])
-            action, log_prob = distribution.sample_and_log_prob(actor_key)
+            taken = TanhNormal.from_output(output[:, : 2 * action_size])
+            action, log_prob = taken.sample_and_log_prob(actor_key)
             means = mean_network.apply(mean_critics, with_action(critic_input, batch.obs, action))
             values = jnp.swapaxes(means, 0, 1)  # [B, C, 1]
             losses = jax.vmap(actor_loss, in_axes=(0, 0, None))(values, log_prob, alpha)
@@ -407,7 +411,7 @@ def make_qr_sac(
         )
         return state, metrics
 
-    return Agent(init, carry, act, greedy, update, deploy, adopt)
+    return Agent(init, carry, act, greedy, update, deploy, adopt, policy)
 
 
 def _mix(old: Params, new: Params, share: float) -> Params:

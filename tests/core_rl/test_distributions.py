@@ -64,6 +64,54 @@ def test_saturated_policy_stays_finite_with_a_finite_gradient(mean):
     np.testing.assert_allclose(grads[0], 2.0 * np.sign(mean), rtol=1e-5)
 
 
+def test_log_prob_of_an_action_is_that_of_its_sample():
+    mean, log_std = jnp.array([0.3, -0.6]), jnp.array([-1.0, 0.2])
+    policy = TanhNormal(mean=jnp.tile(mean, (500, 1)), log_std=jnp.tile(log_std, (500, 1)))
+    action, log_prob = policy.sample_and_log_prob(jax.random.key(4))
+    inside = np.abs(action).max(axis=1) < 0.99
+    assert inside.mean() > 0.7
+    np.testing.assert_allclose(policy.log_prob(action)[inside], log_prob[inside], atol=1e-3)
+
+
+def test_log_prob_by_hand():
+    # a = 0.6: x = arctanh 0.6 = log 2, 1 - a^2 = 0.64. With mean 0 and std 1
+    # log p = -log(2)^2 / 2 - log(2 pi) / 2 - log 0.64 = -0.240227 - 0.918939 + 0.446287.
+    policy = TanhNormal(mean=jnp.zeros(1), log_std=jnp.zeros(1))
+    np.testing.assert_allclose(policy.log_prob(jnp.array([0.6])), -0.712878, atol=1e-5)
+
+
+@pytest.mark.parametrize("mean", [-300.0, -20.0, 0.0, 0.5, 20.0, 300.0])
+@pytest.mark.parametrize("action", [-1.0, -1.0 + 1e-7, 0.0, 1.0 - 1e-7, 1.0])
+def test_log_prob_of_saturated_actions_is_finite(mean, action):
+    def log_prob(mean, log_std, action):
+        return TanhNormal(mean=mean, log_std=log_std).log_prob(action)
+
+    arguments = (jnp.full(2, mean), jnp.full(2, LOG_STD_MIN), jnp.full(2, action))
+    value, grads = jax.value_and_grad(log_prob, argnums=(0, 1, 2))(*arguments)
+    assert np.isfinite(value)
+    assert all(np.isfinite(grad).all() for grad in grads)
+
+
+def test_saturated_policy_finds_its_own_mode_likely():
+    # tanh(20) is 1 in float32. What stands behind it is taken to be the mean itself, at the slope
+    # of the edge a = 1 - 1e-6, log(1 - a^2) = log 2e-6 = -13.12:
+    # log p = 3 - log(2 pi) / 2 + 13.12 = 15.20. For a = -1 it is the edge on the other side.
+    policy = TanhNormal(mean=jnp.full(1, 20.0), log_std=jnp.full(1, -3.0))
+    assert policy.mode() == 1.0
+    np.testing.assert_allclose(policy.log_prob(policy.mode()), 15.20, atol=0.1)
+    assert policy.log_prob(jnp.array([0.9])) < -1e4
+    assert policy.log_prob(jnp.array([-1.0])) < policy.log_prob(jnp.array([0.9]))
+
+
+def test_log_prob_is_continuous_where_saturation_begins():
+    # A policy in the middle: the edge is the likeliest of what a saturated action stands for.
+    policy = TanhNormal(mean=jnp.zeros(1), log_std=jnp.zeros(1))
+    below, at = (policy.log_prob(jnp.array([action])) for action in (1.0 - 2e-6, 1.0))
+    # x = arctanh grows by log(2) / 2 as 1 - a halves, from 6.91 to 7.25; -x^2 / 2 - log(1 - a^2).
+    np.testing.assert_allclose(below, -0.5 * 6.907755**2 - 0.918939 + 12.429217, atol=0.2)
+    np.testing.assert_allclose(at, -0.5 * 7.254329**2 - 0.918939 + 13.122364, atol=0.2)
+
+
 def test_samples_are_reparameterised():
     # a = tanh(mean + std * noise): da/dmean = 1 - a^2 and da/dlog_std = (1 - a^2) * std * noise.
     mean, log_std = jnp.array([0.4]), jnp.array([-0.7])
