@@ -256,7 +256,7 @@ def test_predictions_fit_jit_vmap_and_grad(fitted):
     by_obs, by_action = jax.jit(jax.jacobian(dynamics, argnums=(0, 1)))(*at)
     np.testing.assert_allclose(by_action, [[0.0], [0.3]], atol=0.03)
     np.testing.assert_allclose(by_obs, [[1.0, 0.2], [-0.2, 0.95]], atol=0.03)
-    slope = jax.grad(disagreement, argnums=2)(fitted[0], *at)
+    slope = jax.grad(MODEL.disagreement, argnums=2)(fitted[0], *at)
     assert np.all(np.isfinite(slope))
 
 
