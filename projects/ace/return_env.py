@@ -126,7 +126,8 @@ class ReturnConfig:
 
 class ReturnTask(Env):
     """See the module's text. Observations: dict with `state`, `readings`, `estimate` and
-    `privileged_state`; the actor reads the first three (see `_observe`).
+    `privileged_state`, of which the actor reads the first three, and `bank_index`, which no network
+    reads (see `_observe`).
 
     The balls are drawn (or read), flown and measured once, and kept on disk for the next time.
     Raises UserError for a file of balls that cannot be used.
