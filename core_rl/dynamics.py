@@ -17,8 +17,11 @@ prediction is as bad as always predicting the mean change.
 """
 
 import dataclasses
+import io
+import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +29,12 @@ import numpy as np
 import optax
 from flax import struct
 
-from core_rl.env import Env, EnvSlots, make_env_loop, named_obs
-from core_rl.errors import UserError
+from core_rl import flags
+from core_rl.episodes import Episodes, concat_entries
+from core_rl.errors import UserError, storage_errors
 from core_rl.networks import ACTIVATIONS, make_ensemble, make_mlp
-from core_rl.replay import ReplayState
-from core_rl.types import Key, Obs, Params, Transition
-
-Array = jax.Array | np.ndarray
+from core_rl.tracking import write_atomically
+from core_rl.types import Key, Obs, Params
 
 # Spread that float32 numbers have by rounding alone, relative to their size.
 ROUNDING = 4 * float(np.finfo(np.float32).eps)
@@ -76,19 +78,6 @@ class DynamicsConfig:
 
 
 @struct.dataclass
-class Episodes:
-    """Recorded steps, one episode a row; numpy or jax arrays.
-
-    Step `t` led from `obs[t]` under `action[t]` to `obs[t + 1]`, where it is valid; what stands at
-    other steps is never read. An invalid step inside a row parts it as an end of episode would.
-    """
-
-    obs: Array  # [N, T + 1, F]
-    action: Array  # [N, T, A]
-    valid: Array  # [N, T] bool
-
-
-@struct.dataclass
 class Moments:
     mean: jax.Array  # [F]
     scale: jax.Array  # [F] standard deviation; 0 where an entry is constant up to rounding
@@ -121,6 +110,7 @@ class Dynamics(NamedTuple):
     jit, vmap and grad; `fit`, `fine_tune` and `evaluate` are loops on the host around compiled
     functions. All raise UserError for what does not fit the model."""
 
+    config: DynamicsConfig
     init: Callable[[Key], DynamicsState]  # untrained, without statistics
     fit: Callable[..., DynamicsState]  # (key, Episodes, report | None) -> trained from nothing
     fine_tune: Callable[..., DynamicsState]  # (state, key, Episodes, report | None) -> trained on
@@ -250,6 +240,7 @@ def make_dynamics(
     obs_size: int,
     action_size: int,
     compiler_options: Mapping[str, bool | int | str] | None = None,
+    invariant: Sequence[int] = (),
 ) -> Dynamics:
     """Builds the model of observations `[F]` under actions `[A]`; see `Dynamics`.
 
@@ -258,7 +249,11 @@ def make_dynamics(
 
     Args:
       compiler_options: XLA's, for the functions that training compiles.
+      invariant: entries of the observation whose value changes nothing, such as positions and
+        odometers: predicted, but not shown to the networks.
     """
+    if any(not 0 <= entry < obs_size for entry in invariant):
+        raise ValueError(f"invariant must be entries in [0, {obs_size}), got {tuple(invariant)}")
     network = make_mlp(
         (obs_size, action_size), obs_size, config.hidden, activation=config.activation
     )
@@ -454,9 +449,12 @@ def make_dynamics(
         seen = jax.tree.map(lambda leaf: leaf[rows[0]], data)
         changes, magnitude = _changes(seen)
         obs, action = np.asarray(seen.obs)[:, :-1][seen.valid], np.asarray(seen.action)[seen.valid]
+        shown = _moments(obs, magnitude)
+        # What has no scale is not shown.
+        scale = shown.scale.at[np.array(invariant, np.int32)].set(0.0)
         state = DynamicsState(
             params=ensemble.init(init_key),
-            obs=_moments(obs, magnitude),
+            obs=Moments(mean=shown.mean, scale=scale),
             action=_moments(action, np.max(np.abs(action), axis=0)),
             change=_moments(changes, magnitude),
         )
@@ -523,18 +521,7 @@ def make_dynamics(
             )
         return np.sqrt(errors / count[:, None])
 
-    return Dynamics(init, fit, fine_tune, predict, disagreement, evaluate)
-
-
-def concat_entries(obs: Obs, entries: Sequence[str]) -> jax.Array:
-    """The named entries side by side, `[..., F]`."""
-    for name in entries:
-        if name not in obs:
-            raise UserError(
-                f"the environment has no observation entry {name!r}; "
-                f"it offers {', '.join(sorted(obs))}"
-            )
-    return jnp.concatenate([obs[name] for name in entries], axis=-1)
+    return Dynamics(config, init, fit, fine_tune, predict, disagreement, evaluate)
 
 
 def as_dynamics(
@@ -563,99 +550,43 @@ def as_dynamics(
     return dynamics
 
 
-def cut_episodes(steps: Transition, entries: Sequence[str]) -> Episodes:
-    """Episodes from parallel environments that restart by themselves, on the host.
+def save_dynamics(
+    path: str | Path, config: DynamicsConfig, state: DynamicsState, extra: Mapping[str, Any]
+) -> None:
+    """Writes a model to one file (npz, no pickle); `extra` is JSON-able.
 
-    Every episode ends with its true last observation; one that the recording breaks off, or begins
-    in the middle of, is kept as far as it goes.
-
-    Args:
-      steps: transitions `[steps, N]` in the order in which they happened.
-      entries: observation entries that make up the vector.
+    Raises StorageError.
     """
-    obs, next_obs = (
-        np.asarray(concat_entries(part, entries)) for part in (steps.obs, steps.next_obs)
-    )
-    action = np.asarray(steps.action)
-    ended = np.asarray(steps.terminated | steps.truncated)
-    num_steps, num_envs = ended.shape
-    if num_steps == 0 or num_envs == 0:
-        raise UserError(f"episodes: {num_steps} steps of {num_envs} environments hold none")
-    pieces = []
-    for env in range(num_envs):
-        ends = np.append(np.flatnonzero(ended[:-1, env]) + 1, num_steps)
-        pieces += zip([env] * len(ends), np.append(0, ends[:-1]), ends, strict=True)
-    longest = max(end - begin for _, begin, end in pieces)
-    rows = np.zeros((len(pieces), longest + 1, obs.shape[-1]), np.float32)
-    actions = np.zeros((len(pieces), longest, action.shape[-1]), np.float32)
-    valid = np.zeros((len(pieces), longest), bool)
-    for row, (env, begin, end) in enumerate(pieces):
-        length = end - begin
-        rows[row, :length] = obs[begin:end, env]
-        rows[row, length] = next_obs[end - 1, env]
-        actions[row, :length] = action[begin:end, env]
-        valid[row, :length] = True
-    return Episodes(obs=rows, action=actions, valid=valid)
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+    about = json.dumps({"config": flags.to_dict(config), "extra": dict(extra)})
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, about=np.array(about), **leaves)  # pyright: ignore[reportArgumentType]
+    with storage_errors(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(path), buffer.getvalue())
 
 
-def collect(
-    env: Env,
-    policy: Callable[[Obs, Key], jax.Array],
-    key: Key,
-    *,
-    num_envs: int,
-    num_steps: int,
-    episode_length: int,
-    entries: Sequence[str] = ("state",),
-    noise: float = 0.0,
-) -> Episodes:
-    """Episodes of a policy; at least `num_envs` of them, each from a real reset.
-
-    Args:
-      env: unbatched environment.
-      policy: `(obs[N], key) -> action[N, A]` in [-1, 1].
-      num_envs: environments in parallel.
-      num_steps: steps of each; the last episodes break off there.
-      episode_length: steps after which an episode is truncated.
-      entries: observation entries that make up the vector, side by side.
-      noise: standard deviation of what is added to the actions, clipped to [-1, 1] after that.
-    """
-    for name, count in (("num_envs", num_envs), ("num_steps", num_steps)):
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
-    if not noise >= 0:
-        raise ValueError(f"noise must not be negative, got {noise}")
-    env_loop = make_env_loop(env, episode_length)
-
-    def step(slots: EnvSlots, key: Key) -> tuple[EnvSlots, Transition]:
-        policy_key, noise_key = jax.random.split(key)
-        action = policy(named_obs(slots.state), policy_key)
-        if noise > 0:
-            action = action + noise * jax.random.normal(noise_key, action.shape)
-            action = jnp.clip(action, -1.0, 1.0)
-        slots, transition, _ = env_loop.step(slots, action)
-        # Only what is asked for is stored: other entries may be large.
-        vector, next_vector = (
-            {"vector": concat_entries(obs, entries)}
-            for obs in (transition.obs, transition.next_obs)
-        )
-        return slots, dataclasses.replace(transition, obs=vector, next_obs=next_vector)
-
-    def rollout(key: Key) -> Transition:
-        reset_key, steps_key = jax.random.split(key)
-        slots = env_loop.reset(reset_key, num_envs)
-        return jax.lax.scan(step, slots, jax.random.split(steps_key, num_steps))[1]
-
-    return cut_episodes(jax.jit(rollout)(key), ("vector",))
-
-
-def from_replay(memory: ReplayState, num_envs: int, entries: Sequence[str]) -> Episodes:
-    """What a replay of `num_envs` environments (`core_rl.replay`) holds, oldest first."""
-    num_stored_rows = memory.storage.reward.shape[0] // num_envs
-    num_rows = int(memory.num_rows)
-    order = np.arange(max(num_rows - num_stored_rows, 0), num_rows) % num_stored_rows
-
-    def in_order(leaf: jax.Array) -> jax.Array:
-        return leaf.reshape(num_stored_rows, num_envs, *leaf.shape[1:])[order]
-
-    return cut_episodes(jax.tree.map(in_order, memory.storage), entries)
+def load_dynamics(path: str | Path) -> tuple[Dynamics, DynamicsState, dict[str, Any]]:
+    """The model, its state and `extra` of a file that `save_dynamics` wrote; raises UserError."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            leaves = dict(file)
+        about = json.loads(str(leaves.pop("about")))
+        config = flags.from_dict(DynamicsConfig, about["config"])
+        sizes = leaves["obs/mean"].shape[0], leaves["action/mean"].shape[0]
+        model = make_dynamics(config, *sizes)
+        template = jax.eval_shape(model.init, jax.random.key(0))
+        named = jax.tree_util.tree_leaves_with_path(template)
+        values = [
+            jnp.asarray(leaves[jax.tree_util.keystr(path, simple=True, separator="/")])
+            for path, _ in named
+        ]
+    except FileNotFoundError:
+        raise UserError(f"there is no model of dynamics in {path}") from None
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} holds no model of dynamics ({reason})") from error
+    return model, jax.tree.unflatten(jax.tree.structure(template), values), about["extra"]

@@ -11,6 +11,7 @@ directory is the identity of a run: the same command starts it, or resumes it wh
 
 import contextlib
 import dataclasses
+import functools
 import math
 import shlex
 import signal
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
@@ -28,7 +30,7 @@ from core_rl import flags
 from core_rl.checkpoint import Checkpointer
 from core_rl.env import Env, State, example_obs
 from core_rl.errors import UserError
-from core_rl.policy import save_policy
+from core_rl.policy import MANIFEST, Policy, load_policy, restore_params, save_policy
 from core_rl.qr_sac import QRSACConfig, make_qr_sac
 from core_rl.tracking import (
     JsonlSink,
@@ -129,6 +131,29 @@ def make_learner(
     return agent, trainer
 
 
+def trained_agent(policy: Policy) -> tuple[Agent, Any]:
+    """The agent of a bundle that `run` wrote, and the part of its state that acts.
+
+    It tells the distribution of its actions, which the exported program does not; what only
+    training needs is None in its state.
+
+    Raises UserError for a bundle that was not made by QR-SAC.
+    """
+    network = {**flags.to_dict(QRSACConfig()), **policy.manifest.get("network", {})}
+    # What critics would be told of an action is not in the bundle, and they are not either.
+    config = dataclasses.replace(flags.from_dict(QRSACConfig, network), afterstate=False)
+    agent = make_qr_sac(config, policy.manifest["action"]["shape"][0])
+    entries = {
+        name.split("/")[1]: leaf
+        for name, leaf in policy.params.items()
+        if name.startswith("obs_stats/") and name.endswith("/mean")
+    }
+    if not entries:
+        raise UserError("this policy bundle has no agent that could be restored, only its program")
+    template = jax.eval_shape(lambda key: agent.deploy(agent.init(key, entries)), jax.random.key(0))
+    return agent, restore_params(policy, template)
+
+
 class Outcome(NamedTuple):
     workdir: Path
     reason: str  # "finished", "time is up" or the signal's name
@@ -219,7 +244,7 @@ def _train(
         stack.callback(checkpointer.close)
         resumed = checkpointer.latest()
         if resumed is None and experiment.config.train.begin_from:
-            _checkpoints_of(experiment)  # a mistyped path leaves no trace
+            _source_of(experiment)  # a mistyped path leaves no trace
         write_record(
             workdir,
             experiment.config,
@@ -259,7 +284,7 @@ def _loop(
     evaluate_fn = jax.jit(over_seeds(experiment.evaluate))
 
     seeds = [jax.random.key(seed) for seed in _seeds(experiment)]
-    keys = jax.numpy.stack(seeds) if num_seeds > 1 else seeds[0]
+    keys = jnp.stack(seeds) if num_seeds > 1 else seeds[0]
     init_fn = jax.jit(over_seeds(experiment.trainer.init))
     if resumed is None:
         progress.update("compiling, then filling the replay with random actions")
@@ -342,26 +367,60 @@ def _loop(
     )
 
 
-def _checkpoints_of(experiment: Experiment) -> Path:
-    """Where the run that this one begins with keeps its checkpoints."""
+def _source_of(experiment: Experiment) -> Path:
+    """What this run begins with: a policy bundle, or the checkpoints of another run."""
     source = experiment.config.train.begin_from
-    folder = Path(source).expanduser() / "checkpoints"
+    path = Path(source).expanduser()
+    if (path / MANIFEST).is_file():
+        return path
+    folder = path / "checkpoints"
     if not folder.is_dir() or not any(folder.iterdir()):
-        raise UserError(f"--train.begin_from={source}: there is no run with a checkpoint")
+        raise UserError(
+            f"--train.begin_from={source}: there is neither a run with a checkpoint nor a policy"
+        )
     return folder
 
 
+def _bundled(policy: Policy, agent_state: Any) -> Any:
+    """`agent_state` with the actor and the statistics of a policy bundle; critics stay fresh.
+
+    Raises UserError when the bundle's networks are of other shapes.
+    """
+    _, trained = trained_agent(policy)
+    actor = trained.networks.actor
+    if actor is None:
+        actor = trained.networks.actor_average
+    networks = dataclasses.replace(
+        agent_state.networks,
+        actor=actor,
+        actor_average=None if agent_state.networks.actor_average is None else actor,
+    )
+    result = dataclasses.replace(agent_state, networks=networks, obs_stats=trained.obs_stats)
+    if jax.tree.map(jnp.shape, result) != jax.tree.map(jnp.shape, agent_state):
+        raise UserError(
+            "--train.begin_from: the policy's networks or observations differ from this run's"
+        )
+    return result
+
+
 def _with_trained_agent(experiment: Experiment, state: TrainState) -> TrainState:
-    """`state` with the agent of another run's last checkpoint."""
-    folder = _checkpoints_of(experiment)
+    """`state` with the agent of another run's last checkpoint, or with the actor of a bundle."""
+    folder = _source_of(experiment)
+    adopt = experiment.agent.adopt
+    adopt = jax.vmap(adopt) if experiment.config.num_seeds > 1 else adopt
+    if folder.name != "checkpoints":
+        policy = load_policy(folder)
+        bundled = functools.partial(_bundled, policy)
+        if experiment.config.num_seeds > 1:
+            bundled = jax.vmap(bundled)
+        state = dataclasses.replace(state, agent=adopt(state.agent, bundled(state.agent)))
+        return jax.device_put(state, jax.local_devices()[0])
     with contextlib.closing(Checkpointer(folder, read_only=True)) as checkpointer:
         epoch = checkpointer.latest()
         if epoch is None:
             raise UserError(f"{folder}: that run has no complete checkpoint yet")
         template = {"agent": jax.eval_shape(lambda: state.agent)}
         trained = checkpointer.restore(epoch, template, partial=True)["agent"]
-    adopt = experiment.agent.adopt
-    adopt = jax.vmap(adopt) if experiment.config.num_seeds > 1 else adopt
     state = dataclasses.replace(state, agent=adopt(state.agent, trained))
     # What is read is bound to its device. All of it is, else the second epoch, whose input is the
     # output of the first one, is compiled anew.

@@ -260,6 +260,27 @@ def load_policy(directory: str | os.PathLike[str]) -> Policy:
     return policy
 
 
+def restore_params(policy: Policy, template: Any) -> Any:
+    """A bundle's parameters as the pytree that was saved, by the names of its leaves.
+
+    Args:
+      template: pytree of the same structure, arrays or their shapes.
+
+    Raises PolicyError when a leaf is missing or has another shape.
+    """
+    leaves = []
+    for name, leaf in _named(template):
+        if name not in policy.params:
+            raise PolicyError(f"the policy bundle has no parameter {name!r}")
+        if policy.params[name].shape != tuple(leaf.shape):
+            raise PolicyError(
+                f"the policy bundle's {name!r} has the shape {list(policy.params[name].shape)}, "
+                f"{list(leaf.shape)} is needed"
+            )
+        leaves.append(policy.params[name])
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
 def _batchable(call: Callable[[Any, Any], jax.Array]) -> Callable[[Any, Any], jax.Array]:
     """Teaches an exported function vmap, by folding the mapped axis into its batch axis."""
 
@@ -290,11 +311,15 @@ def _batchable(call: Callable[[Any, Any], jax.Array]) -> Callable[[Any, Any], ja
     return batchable
 
 
-def _named_leaves(params: Any) -> dict[str, np.ndarray]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+def _named(params: Any) -> list[tuple[str, Any]]:
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
+    ]
+
+
+def _named_leaves(params: Any) -> dict[str, np.ndarray]:
+    return {name: np.asarray(leaf) for name, leaf in _named(params)}
 
 
 def _golden_obs(example_obs: Mapping[str, Any], num_golden: int) -> dict[str, np.ndarray]:

@@ -91,12 +91,15 @@ class ResidualMPPIConfig:
     variant: Variant = "residual"  # which terms are scored around which nominal; see VARIANTS
     importance: Importance = "signed"  # the term of the noise: as published, the code's, or without
     horizon: int = 5  # T, steps that are planned ahead
-    num_samples: int = 5000  # K, plans that are scored, the nominal one among them
+    num_samples: int = 5000  # K, plans that are scored per iteration, the present one among them
+    num_iterations: int = 1  # each begins with the plan of the one before; 1 as published
+    noise_decay: float = 1.0  # factor on the noise from iteration to iteration
     discount: float = 0.9  # gamma, per step of the horizon
     temperature: float = 5e-3  # lambda: lower follows the best samples more closely
     prior_weight: float = 1e-2  # omega' = omega alpha, of log pi; large stays with the prior
     reward_weight: float = 1.0  # omega, of the reward of the prior's task where that is scored
     noise_std: tuple[float, ...] = (0.0707,)  # of the samples, actions are in [-1, 1]; one, or A
+    noise_memory: float = 0.0  # correlation of a sample's noise from step to step; 0 as published
 
     def __post_init__(self):
         for name, allowed in (("variant", Variant), ("importance", Importance)):
@@ -105,7 +108,7 @@ class ResidualMPPIConfig:
                 raise ValueError(
                     f"{name} must be one of {', '.join(names)}, got {getattr(self, name)!r}"
                 )
-        for name in "horizon num_samples".split():
+        for name in "horizon num_samples num_iterations".split():
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.discount <= 1:
@@ -115,6 +118,10 @@ class ResidualMPPIConfig:
         for name in "prior_weight reward_weight".split():
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 < self.noise_decay <= 1:
+            raise ValueError(f"noise_decay must be in (0, 1], got {self.noise_decay}")
+        if not 0 <= self.noise_memory < 1:
+            raise ValueError(f"noise_memory must be in [0, 1), got {self.noise_memory}")
         if not self.noise_std or not all(0 < std < math.inf for std in self.noise_std):
             raise ValueError(f"noise_std must be positive numbers, got {self.noise_std}")
 
@@ -229,26 +236,47 @@ def make_residual_mppi(
         action_size = numbers.noise_std.shape[-1]
         nominal = nominal_plan(state, action_size)
         chex.assert_shape(nominal, (config.horizon, action_size))
-        noise = numbers.noise_std * jax.random.normal(key, (num_samples, *nominal.shape))
-        noise = noise.at[0].set(0.0)  # the nominal plan is a candidate
-        actions = jnp.clip(nominal + noise, -1.0, 1.0)
-        noise = actions - nominal
-        scores = jax.vmap(score, in_axes=(None, None, 0))(numbers, state, actions)
-        scores += jax.vmap(importance_term, in_axes=(None, 0, None, None, None))(
-            nominal, noise, numbers.noise_std, numbers.temperature, config.importance
-        )
-        weights = sample_weights(scores, numbers.temperature)
-        change = jnp.tensordot(weights, noise, axes=1, precision="highest")
-        planned = jnp.clip(nominal + change, -1.0, 1.0)
+        for number in range(config.num_iterations):
+            noise_std = numbers.noise_std * config.noise_decay**number
+            noise = jax.random.normal(
+                jax.random.fold_in(key, number) if number else key, (num_samples, *nominal.shape)
+            )
+            noise = noise_std * _remembering(noise, config.noise_memory)
+            noise = noise.at[0].set(0.0)  # the present plan is a candidate
+            actions = jnp.clip(nominal + noise, -1.0, 1.0)
+            noise = actions - nominal
+            scores = jax.vmap(score, in_axes=(None, None, 0))(numbers, state, actions)
+            scores += jax.vmap(importance_term, in_axes=(None, 0, None, None, None))(
+                nominal, noise, noise_std, numbers.temperature, config.importance
+            )
+            weights = sample_weights(scores, numbers.temperature)
+            change = jnp.tensordot(weights, noise, axes=1, precision="highest")
+            nominal = jnp.clip(nominal + change, -1.0, 1.0)
         return Plan(
-            action=planned[0],
-            actions=planned,
+            action=nominal[0],
+            actions=nominal,
             weights=weights,
             effective_samples=effective_sample_size(weights),
             rejected=jnp.mean(~jnp.isfinite(scores)),
         )
 
     return Planner(init, plan)
+
+
+def _remembering(noise: jax.Array, memory: float) -> jax.Array:
+    """White noise `[K, T, A]` made into one that forgets a share of itself at each step, with the
+    same deviation at every step."""
+    if memory == 0.0:
+        return noise
+    fresh = jnp.sqrt(1.0 - memory**2)
+
+    def step(before: jax.Array, now: jax.Array):
+        after = memory * before + fresh * now
+        return after, after
+
+    first, rest = noise[:, 0], jnp.moveaxis(noise[:, 1:], 1, 0)
+    _, rest = jax.lax.scan(step, first, rest)
+    return jnp.concatenate([first[:, None], jnp.moveaxis(rest, 0, 1)], axis=1)
 
 
 def importance_term(

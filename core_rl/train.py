@@ -28,7 +28,7 @@ class TrainConfig:
     replay_capacity: int = 1_000_000  # transitions kept
     tables: tuple[tuple[str, float], ...] = ()  # replay tables and their shares of each batch
     hindsight: float = 0.0  # share of samples whose goal becomes what their episode achieved
-    begin_from: str = ""  # work directory of a run whose agent this one begins with
+    begin_from: str = ""  # a run whose agent, or a policy bundle whose actor, this one begins with
 
     def __post_init__(self):
         for name in "num_envs steps_per_epoch num_epochs warmup_steps replay_capacity".split():

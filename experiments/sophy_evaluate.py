@@ -18,7 +18,7 @@ from core_rl import flags
 from core_rl.errors import UsageError
 from core_rl.policy import Policy, load_policy
 from projects.sophy.drive import show_time
-from projects.sophy.laps import Laps, drive_laps
+from projects.sophy.laps import Laps, drive_laps, driven_by
 from projects.sophy.time_trial import TimeTrial, TimeTrialConfig, with_calm_starts
 
 START_SEED = 8_000_000  # the start of the drive; training and selection never see it
@@ -63,7 +63,7 @@ def evaluate(policy: Policy, env: TimeTrial, num_laps: int, seed: int) -> Evalua
     env = with_calm_starts(env)
     began = time.monotonic()
     key = jax.random.key(START_SEED + seed)
-    laps = drive_laps(env, policy.apply, policy.params, num_laps, key)
+    laps = drive_laps(env, driven_by(policy), policy.params, num_laps, key)
     return Evaluation(env, laps, len(laps.drive.time) / (time.monotonic() - began))
 
 

@@ -1,5 +1,6 @@
 """Drives flying laps with a policy, records them, and sums them up."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,12 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from core_rl.env import State
+from core_rl.env import State, named_obs
+from core_rl.policy import Policy
 from core_rl.types import Key
 from projects.sophy import track as tracks
 from projects.sophy.drive import CircuitOutline, Drive, ReferenceProfile
 from projects.sophy.time_trial import CONTROL_STEP, DriveState, TimeTrial
 from projects.sophy.track import Track
+
+Control = Callable[[Any, State, Key], jax.Array]  # (params, state, key) -> action [2]
 
 SLACK = 1.15  # time given to a lap, in lap times of the reference
 
@@ -57,39 +61,69 @@ def record(state: State) -> dict[str, jax.Array]:
     }
 
 
-def drive_laps(
-    env: TimeTrial, apply: Callable[[Any, Any], jax.Array], params: Any, num_laps: int, key: Key
-) -> Laps:
-    """One car from one start drives to the line and then `num_laps` laps without a pause.
+def driven_by(policy: Policy) -> Control:
+    """A policy bundle at the wheel; the parameters are the policy's."""
+    return lambda params, state, key: policy.apply(params, named_obs(state))
 
-    `apply(params, obs) -> action` takes unbatched observations. A car that needs more than 1.15
-    times the reference's time completes fewer laps.
+
+def make_driver(
+    env: TimeTrial,
+    control: Control,
+    num_laps: int,
+    trace: Callable[
+        [State, State, jax.Array], dict[str, jax.Array]
+    ] = lambda before, after, action: record(after),
+) -> Callable[[Any, Key], dict[str, jax.Array]]:
+    """Builds `(params, keys [N]) -> traces [T, N, ...]`, compiled: `N` cars, each alone, drive long
+    enough for `num_laps` flying laps at 1.15 times the reference's time.
+
+    Args:
+      trace: `(state before, state after, action)` -> what is kept of a step.
     """
     reference_time = float(env.reference.lap_time)
     num_steps = int(np.ceil((num_laps + 1) * SLACK * reference_time / CONTROL_STEP))
 
+    def step(params: Any, state: State, key: Key) -> tuple[State, dict[str, jax.Array]]:
+        action = control(params, state, key)
+        after = env.step(state, action)
+        return after, trace(state, after, action)
+
     @jax.jit
-    def rollout(params: Any, key: Key) -> dict[str, jax.Array]:
-        def step(state: State, _):
-            state = env.step(state, apply(params, state.obs))
-            return state, record(state)
+    def rollout(params: Any, keys: Key) -> dict[str, jax.Array]:
+        def steps(states: State, number: jax.Array):
+            folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
+            return jax.vmap(step, in_axes=(None, 0, 0))(params, states, folded)
 
-        return jax.lax.scan(step, env.reset(key), None, length=num_steps)[1]
+        return jax.lax.scan(steps, jax.vmap(env.reset)(keys), jnp.arange(num_steps))[1]
 
-    return summarise(jax.device_get(rollout(params, key)), env, num_laps)
+    return rollout
+
+
+def drive_laps(env: TimeTrial, control: Control, params: Any, num_laps: int, key: Key) -> Laps:
+    """One car from one start drives to the line and then `num_laps` laps without a pause.
+
+    A car that needs more than 1.15 times the reference's time completes fewer laps.
+    """
+    traces = jax.device_get(make_driver(env, control, num_laps)(params, key[None]))
+    return summarise({name: values[:, 0] for name, values in traces.items()}, env, num_laps)
+
+
+def flying(lap: np.ndarray, num_laps: int) -> np.ndarray:
+    """Which steps [T] belong to the first `num_laps` flying laps; all, where none was begun."""
+    # The step that crosses the line still belongs to the lap before it.
+    lap_of_step = np.concatenate([[0], lap[:-1]])
+    part = (lap_of_step >= 1) & (lap_of_step <= num_laps)
+    return part if part.any() else np.ones(len(lap_of_step), bool)
 
 
 def summarise(trace: dict[str, np.ndarray], env: TimeTrial, num_laps: int) -> Laps:
     """The first `num_laps` flying laps of a recorded trace, leaves [T, ...]."""
-    # The step that crosses the line still belongs to the lap before it.
-    lap_of_step = np.concatenate([[0], trace["lap"][:-1]])
-    flying = (lap_of_step >= 1) & (lap_of_step <= num_laps)
-    if not flying.any():
-        flying = np.ones(len(lap_of_step), bool)
-    lap_times = trace["lap_time"][flying & (trace["lap_time"] > 0)]
-    kept = {name: values[flying] for name, values in trace.items() if name != "lap_time"}
+    part = flying(trace["lap"], num_laps)
+    lap_times = trace["lap_time"][part & (trace["lap_time"] > 0)]
+    names = {field.name for field in dataclasses.fields(Drive)}
+    kept = {name: values[part] for name, values in trace.items() if name in names}
     size = (float(env.car.length), float(env.car.width))
-    time = (1 + np.flatnonzero(flying)) * CONTROL_STEP
+    time = (1 + np.flatnonzero(part)) * CONTROL_STEP
     drive = Drive(time=time - time[0], car_size=size, **kept)
     return Laps(
         lap_times=[float(value) for value in lap_times],

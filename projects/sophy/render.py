@@ -4,6 +4,7 @@ Figures show km/h, degrees and g; everything else is SI and radians. They are bu
 objects with the Agg canvas, without the global state of pyplot.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -281,6 +282,96 @@ def track_map(
     figure.suptitle(f"{title}\n", x=0.012, ha="left", fontsize=14, weight="bold", color=INK)
     below = 1 - 0.40 / figure.get_figheight()  # 0.4 inches under the top edge
     figure.text(0.012, below, _headline(stretch, reference), fontsize=9.5, color=MUTED, va="top")
+    return figure
+
+
+def trade_off(
+    curves: Mapping[str, np.ndarray], points: Mapping[str, np.ndarray], x: str, y: str, title: str
+) -> Figure:
+    """Mean and range over seeds of two measures: `curves` [P, S, 2] along a setting, `points`
+    [S, 2]."""
+    figure = _new_figure(7.2, 4.6)
+    axes = figure.subplots()
+    _plain(axes, y)
+    colours = (BLUE, GREEN, PURPLE)
+    for colour, (name, values) in zip(colours, curves.items(), strict=False):
+        mean = np.nanmean(values, axis=1)
+        axes.plot(*mean.T, "o-", color=colour, markersize=4, linewidth=1.5, label=name)
+        axes.plot(*values.reshape(-1, 2).T, ".", color=colour, markersize=3, alpha=0.5)
+    markers = "sD^vP*X"
+    for marker, (name, values) in zip(markers, points.items(), strict=False):
+        mean = np.nanmean(values, axis=0)
+        axes.plot(*mean, marker, color=INK, markersize=6, linestyle="none", label=name)
+        axes.plot(*values.T, ".", color=MUTED, markersize=3)
+    axes.set_xlabel(x, **LABEL)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8)
+    axes.set_title(title, loc="left", fontsize=11, weight="bold", color=INK)
+    return figure
+
+
+class Shown(NamedTuple):
+    """A drive and what is told of its samples [T] in a comparison."""
+
+    drive: Drive
+    clearance: np.ndarray  # of the outermost wheel to the white line [m]
+    violation: np.ndarray | None  # bool, where a wish was not kept; None where that is not known
+    lap_times: Sequence[float]  # of its whole laps [s]
+
+
+def comparison(outline: CircuitOutline, drives: Mapping[str, Shown], title: str) -> Figure:
+    """Drives by name, each on a map of its own, and below over the arc length of their best laps
+    the distance to the white lines, the steering and the speed."""
+    walls = np.concatenate([outline.wall_left, outline.wall_right])
+    width, height = walls.max(axis=0) - walls.min(axis=0)
+    turn = bool(height > width)
+
+    def place(points: np.ndarray) -> np.ndarray:
+        return np.stack([-points[:, 1], points[:, 0]], axis=1) if turn else points
+
+    ratio = min(width, height) / max(width, height)
+    map_height = 11.0 / len(drives) * (ratio + 0.1)
+    figure = _new_figure(11.0, map_height + 6.0)
+    grid = figure.add_gridspec(2, 1, height_ratios=[map_height, 6.0])
+    upper, lower = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
+    maps = np.atleast_1d(upper.subplots(1, len(drives)))
+    rows = lower.subplots(3, 1, sharex=True)
+    for axes, label in zip(
+        rows, ("nearest white line\n[m]", "steering\n[deg]", "speed\n[km/h]"), strict=True
+    ):
+        _plain(axes, label)
+    colours = (MUTED, BLUE, GREEN, PURPLE)
+    for axes, colour, (name, shown) in zip(maps, colours, drives.items(), strict=False):
+        drive, violation = shown.drive, shown.violation
+        axes.set_aspect("equal")
+        axes.axis("off")
+        band = _ring(place(outline.left), place(outline.right))
+        axes.add_patch(PathPatch(band, facecolor=GRID, edgecolor="#9aa2ab", linewidth=0.5))
+        stretch = _shown_stretch(drive, outline.length)
+        part, x = stretch.part, stretch.distance
+        line = place(drive.position)
+        axes.plot(*line[part].T, color=colour, linewidth=1.4)
+        told = f"{name}: {show_time(min(shown.lap_times, default=None))}"
+        if violation is not None:
+            count = int(np.sum(violation[part]))
+            axes.plot(*line[part][violation[part]].T, ".", color=VERMILION, markersize=5)
+            told += f", wish not kept in {count} steps"
+        axes.set_title(told, fontsize=9.5, color=INK, loc="left")
+        rows[0].plot(x, shown.clearance[part], color=colour, linewidth=1.2)
+        rows[1].plot(x, np.degrees(drive.steering[part]), color=colour, linewidth=1.0)
+        rows[2].plot(x, drive.speed[part] * KILOMETRES_PER_HOUR, color=colour, label=name)
+        if violation is not None:
+            marked = x[violation[part]]
+            for axes, values in (
+                (rows[0], shown.clearance),
+                (rows[2], drive.speed * KILOMETRES_PER_HOUR),
+            ):
+                axes.plot(marked, values[part][violation[part]], ".", color=VERMILION, markersize=4)
+    rows[0].axhline(0, color=INK, linewidth=0.8)
+    rows[2].set_xlabel("arc length [m]", **LABEL)
+    rows[2].set_xlim(0, outline.length)
+    rows[2].legend(**LEGEND, loc="lower left", bbox_to_anchor=(0.0, 1.0))
+    figure.suptitle(title, x=0.012, ha="left", fontsize=13, weight="bold", color=INK)
     return figure
 
 

@@ -148,16 +148,19 @@ class TimeTrial(Env):
             metrics={**state.metrics, **self._metrics(current, terms)},
         )
 
+    def steering_target(self, previous: DriveState, action: Array) -> Array:
+        """The road-wheel angle [] [rad] that an action [2] asks for."""
+        limit = previous.car.steering_limit
+        if self.config.steering == "target":
+            return action[0] * limit
+        target = previous.steering_target + action[0] * self.config.steering_step
+        return jnp.clip(target, -limit, limit)
+
     def _drive(self, previous: DriveState, action: Array) -> DriveState:
         """The car through one control step."""
         track, car, config = self.track, previous.car, self.config
         time_step = CONTROL_STEP / config.substeps
-        limit = car.steering_limit
-        if config.steering == "target":
-            steering_target = action[0] * limit
-        else:
-            steering_target = previous.steering_target + action[0] * config.steering_step
-            steering_target = jnp.clip(steering_target, -limit, limit)
+        steering_target = self.steering_target(previous, action)
         command = Command(
             steering=steering_target,
             throttle=jnp.maximum(action[1], 0.0),
@@ -194,7 +197,7 @@ class TimeTrial(Env):
         )
         s = tracks.project(track, motion.position, s)
         progress = tracks.wrap_difference(track, s, previous.s)
-        return self._count_laps(
+        return self.count_laps(
             previous,
             dataclasses.replace(
                 previous,
@@ -209,7 +212,7 @@ class TimeTrial(Env):
             ),
         )
 
-    def _count_laps(self, previous: DriveState, current: DriveState) -> DriveState:
+    def count_laps(self, previous: DriveState, current: DriveState) -> DriveState:
         """Counts crossings of the line and times flying laps, those begun at the line."""
         forwards = (current.progress > 0) & (current.s < previous.s)
         backwards = (current.progress < 0) & (current.s > previous.s)

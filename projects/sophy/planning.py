@@ -1,0 +1,77 @@
+"""Residual-MPPI at the wheel: a trained driver whose plan is changed by an add-on reward.
+
+Wang et al. 2025 (ICLR, arXiv 2407.00898), on our simulator. The planner (`core_rl.residual_mppi`)
+sees the world through the learned motion model and the known map (`projects.sophy.model`); the
+prior is the driver's policy, squashed normal and all.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+from jax import Array
+
+from core_rl.dynamics import Dynamics, DynamicsState
+from core_rl.env import State
+from core_rl.residual_mppi import (
+    Plan,
+    Planner,
+    PlannerState,
+    ResidualMPPIConfig,
+    agent_prior,
+    make_residual_mppi,
+)
+from core_rl.types import Agent, Key, Obs
+from projects.sophy.addons import Addon
+from projects.sophy.model import drive_dynamics
+from projects.sophy.observation import observe
+from projects.sophy.reward import reward_terms, weighted_sum
+from projects.sophy.time_trial import CONTROL_STEP, DriveState, TimeTrial
+
+
+class Planned(NamedTuple):
+    """What a planning driver is made of; all of it may change without a new compilation."""
+
+    numbers: PlannerState
+    model: DynamicsState
+    agent: Any  # state of the prior's agent
+
+
+class PlanningDriver(NamedTuple):
+    init: Any  # (model state, agent state) -> Planned; raises UserError for what does not fit
+    plan: Any  # (Planned, DriveState, key) -> Plan
+    control: Any  # (Planned, State, key) -> action [2], as `laps.make_driver` takes it
+
+
+def make_planning_driver(
+    config: ResidualMPPIConfig, env: TimeTrial, agent: Agent, model: Dynamics, addon: Addon
+) -> PlanningDriver:
+    """Builds the driver; variants that score the reward of the task score the time trial's own."""
+
+    def see(drive: DriveState) -> Obs:
+        return observe(env.track, drive.car, drive, env.config.observation)
+
+    def task_reward(previous: DriveState, action: Array, current: DriveState) -> Array:
+        terms = reward_terms(previous, current, action, CONTROL_STEP)
+        return weighted_sum(terms, env.config.reward)
+
+    def planner(model_state: DynamicsState, agent_state: Any) -> Planner:
+        return make_residual_mppi(
+            config,
+            drive_dynamics(env, model, model_state),
+            agent_prior(agent, agent_state, see),
+            addon.reward,
+            reward=task_reward,
+        )
+
+    def init(model_state: DynamicsState, agent_state: Any) -> Planned:
+        example: Any = jax.jit(env.reset)(jax.random.key(0)).pipeline_state
+        numbers = planner(model_state, agent_state).init(example)
+        return Planned(numbers, model_state, agent_state)
+
+    def plan(planned: Planned, drive: DriveState, key: Key) -> Plan:
+        return planner(planned.model, planned.agent).plan(planned.numbers, drive, key)
+
+    def control(planned: Planned, state: State, key: Key) -> Array:
+        return plan(planned, state.pipeline_state, key).action  # pyright: ignore[reportArgumentType]
+
+    return PlanningDriver(init, plan, control)
