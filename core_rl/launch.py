@@ -390,10 +390,12 @@ def _bundled(policy: Policy, agent_state: Any) -> Any:
     actor = trained.networks.actor
     if actor is None:
         actor = trained.networks.actor_average
+    # A copy: an epoch is given its state's buffers, each of them once.
+    average = jax.tree.map(jnp.copy, actor)
     networks = dataclasses.replace(
         agent_state.networks,
         actor=actor,
-        actor_average=None if agent_state.networks.actor_average is None else actor,
+        actor_average=None if agent_state.networks.actor_average is None else average,
     )
     result = dataclasses.replace(agent_state, networks=networks, obs_stats=trained.obs_stats)
     if jax.tree.map(jnp.shape, result) != jax.tree.map(jnp.shape, agent_state):

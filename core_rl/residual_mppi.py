@@ -15,6 +15,9 @@ sample k is `v_t = clip(u_t + e_t)` with `e_t ~ N(0, Sigma)`, then cut to what t
 
 Deviations from the authors' code: the importance term has the signed noise of the equation, where
 theirs has its absolute value (an option here); samples whose score is not finite get no weight.
+Beyond the paper, all off by default: the sampling may be repeated around the plan that it led to
+(`num_iterations`), with less noise each time, and the noise may be correlated from step to step,
+which reaches farther for the same log-density (`noise_memory`).
 
 Legend of shapes: `K` samples, `T` steps of the horizon, `A` action entries. A state is whatever the
 dynamics predict, a pytree; for a learned model it is the observation itself.
@@ -122,6 +125,10 @@ class ResidualMPPIConfig:
             raise ValueError(f"noise_decay must be in (0, 1], got {self.noise_decay}")
         if not 0 <= self.noise_memory < 1:
             raise ValueError(f"noise_memory must be in [0, 1), got {self.noise_memory}")
+        if self.noise_memory and self.importance != "none":
+            raise ValueError(
+                "noise_memory must be 0 unless importance is none: the term is for white noise"
+            )
         if not self.noise_std or not all(0 < std < math.inf for std in self.noise_std):
             raise ValueError(f"noise_std must be positive numbers, got {self.noise_std}")
 

@@ -9,7 +9,7 @@ a margin. Per seed (of the motion model, the starts and the planner's noise):
 
     model       learns the motion model from drives of the prior
     zero_shot   drives with Residual-MPPI, for several weights omega' of the prior
-    others      drives with greedy MPPI (without the prior's score) and guided (with the task's reward)
+    others      drives with greedy MPPI (no score of the prior) and guided (the task's reward)
     few_shot    drives 100 laps at the chosen omega', fine-tunes the model on them, drives again
     wishes      drives with other add-ons: a speed limit in a zone, calm steering
     sac         trains the prior on for omega' log pi + r_R (Residual-SAC), and drives

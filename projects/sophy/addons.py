@@ -51,7 +51,10 @@ def margin(env: TimeTrial, distance: float) -> tuple[TermsFunction, Violation]:
 
     def terms(previous, current, action, time_step):
         del previous, action, time_step
-        return {"margin": -jnp.maximum(distance - clearance(env.track, current) + CAUTION, 0.0) / CAUTION}
+        return {
+            "margin": -jnp.maximum(distance - clearance(env.track, current) + CAUTION, 0.0)
+            / CAUTION
+        }
 
     return terms, lambda previous, current: clearance(env.track, current) < distance
 

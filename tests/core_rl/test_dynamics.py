@@ -10,14 +10,14 @@ import pytest
 
 from core_rl.dynamics import (
     DynamicsConfig,
-    Episodes,
     Progress,
     as_dynamics,
-    collect,
-    from_replay,
+    load_dynamics,
     make_dynamics,
+    save_dynamics,
 )
 from core_rl.env import make_env_loop, named_obs
+from core_rl.episodes import Episodes, collect, from_replay
 from core_rl.errors import UserError
 from core_rl.replay import make_replay
 from core_rl.types import Transition

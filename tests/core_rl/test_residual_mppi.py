@@ -17,6 +17,7 @@ from core_rl.residual_mppi import (
     VARIANTS,
     PlannerState,
     ResidualMPPIConfig,
+    _remembering,
     agent_prior,
     effective_sample_size,
     importance_term,
@@ -187,6 +188,38 @@ def test_signed_importance_without_reward_takes_the_plan_to_zero():
     _, planner, numbers, state = linear_planner(no_addon, variant="greedy")
     plan = compiled(planner.plan)(numbers, state, KEY)
     np.testing.assert_allclose(plan.actions, 0.0, atol=0.0135)
+
+
+def test_iterations_come_nearer_to_the_optimum_than_as_many_samples_at_once():
+    # With next to no temperature the plan follows the best sample. Noise of 0.2 in five entries
+    # seldom comes near the optimum; repeated around the best so far, with less of it, it does. The
+    # gain of a plan is minus its cost, found by many samples around the last plan.
+    settings = {"importance": "none", "temperature": 1e-4, "variant": "greedy"}
+
+    def cost(**changes):
+        config, planner, numbers, state = linear_planner(**settings, **changes)
+        actions = compiled(planner.plan)(numbers, state, KEY).actions[:, 0]
+        total = 0.0
+        for t in range(config.horizon):
+            after = linear_dynamics(state, actions[t])
+            total -= config.discount**t * quadratic_addon(state, actions[t], after)
+            state = after
+        return float(total)
+
+    once = cost(num_samples=256)
+    repeated = cost(num_samples=64, num_iterations=4, noise_decay=0.6)
+    nearly_best = cost(num_samples=4096, num_iterations=8, noise_decay=0.6)
+    assert nearly_best < repeated < once
+    assert repeated - nearly_best < 0.5 * (once - nearly_best)
+
+
+def test_noise_with_memory_is_as_large_and_correlated():
+    # AR(1) with variance 1: the correlation after two steps is memory^2. 40,000 draws: a deviation
+    # of 0.005 each, five of them are allowed.
+    noise = np.asarray(_remembering(jax.random.normal(KEY, (40_000, 4, 1)), 0.8))[..., 0]
+    np.testing.assert_allclose(noise.std(axis=0), 1.0, atol=0.025)
+    correlation = np.corrcoef(noise.T)
+    np.testing.assert_allclose(correlation[0], [1.0, 0.8, 0.64, 0.512], atol=0.025)
 
 
 def test_importance_term_by_hand():

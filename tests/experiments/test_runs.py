@@ -22,7 +22,7 @@ import pytest
 from core_rl import flags
 from core_rl.checkpoint import Checkpointer
 from core_rl.errors import UserError
-from core_rl.launch import _with_trained_agent, run
+from core_rl.launch import _with_trained_agent, run, trained_agent
 from core_rl.policy import load_policy
 from core_rl.tracking import read_metrics
 from experiments import qr_sac, sophy_evaluate, sophy_time_trial
@@ -335,7 +335,9 @@ def test_a_run_may_begin_with_the_agent_of_another(tmp_path, caplog):
     assert len(epochs) == 1, epochs
 
     nowhere = config(1, f"--train.begin_from={tmp_path / 'nowhere'}")
-    with pytest.raises(UserError, match=r"nowhere: there is no run with a checkpoint$"):
+    with pytest.raises(
+        UserError, match=r"nowhere: there is neither a run with a checkpoint nor a policy$"
+    ):
         run(qr_sac.make_experiment(nowhere), tmp_path / "third")
     assert not (tmp_path / "third" / "record.json").exists()
     for other in ("--agent.hidden=9", "--agent.hidden=8,8", "--agent.layer_norm=true"):
@@ -344,3 +346,30 @@ def test_a_run_may_begin_with_the_agent_of_another(tmp_path, caplog):
             _with_trained_agent(refused, refused.trainer.init(jax.random.key(1)))
     with pytest.raises(UserError, match=r"train\.begin_from"):
         run(qr_sac.make_experiment(config(1)), tmp_path / "second")
+
+
+def test_a_run_may_begin_with_the_actor_of_a_bundle(tmp_path):
+    def config(seed, *more):
+        arguments = [*TINY, "--train.num_epochs=2", "--agent.actor_average=0.9", *more]
+        return flags.parse(qr_sac.CONFIG, [*arguments, f"--seed={seed}"])
+
+    source = tmp_path / "first"
+    run(qr_sac.make_experiment(config(0)), source)
+    policy = load_policy(source / "policy")
+    agent, trained = trained_agent(policy)
+    obs = {"state": np.array([0.3, -0.2], np.float32)}
+    np.testing.assert_allclose(agent.policy(trained, obs).mode(), policy.act(obs), atol=1e-6)
+
+    begin = f"--train.begin_from={source / 'policy'}"
+    experiment = qr_sac.make_experiment(config(1, begin))
+    fresh = experiment.trainer.init(jax.random.key(1))
+    state = _with_trained_agent(experiment, fresh)
+    jax.tree.map(np.testing.assert_array_equal, state.agent.networks.actor, trained.networks.actor)
+    jax.tree.map(
+        np.testing.assert_array_equal, state.agent.networks.critics, fresh.agent.networks.critics
+    )
+    outcome = run(experiment, tmp_path / "second")
+    assert outcome.epochs == 2
+    refused = qr_sac.make_experiment(config(1, begin, "--agent.hidden=9"))
+    with pytest.raises(UserError, match="networks or observations differ"):
+        _with_trained_agent(refused, refused.trainer.init(jax.random.key(1)))
