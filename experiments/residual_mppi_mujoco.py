@@ -138,7 +138,7 @@ TASKS: dict[str, Task] = {
         forward=13,
         alive=1.0,
         control=0.5,
-        # Tuned (docs/residual_mppi.md). Published: covariance 0.005, lambda 5e-3, signed importance.
+        # Tuned (docs/residual_mppi.md); published: covariance 0.005, lambda 5e-3, signed.
         planner=_planner(0.04, horizon=5, temperature=0.05, prior_weight=1e-2, importance="none"),
         published={
             "greedy": (6104.2, 1532.0),
