@@ -30,7 +30,7 @@ agree, in a step they do not. `valued` takes for the value the mean of the more 
 the prior's mode, without the entropy of what it would have sampled.
 
 The simulator, its rewards' scale and the priors are others than the paper's, and a plan is chosen
-from a few hundred samples instead of thousands: compare orders, not numbers.
+from 128 samples instead of thousands: compare orders, not numbers.
 """
 
 import dataclasses
@@ -239,7 +239,7 @@ class ResidualMPPIMujoco:
     json: bool = False  # print one JSON object
     planner: PlannerOverrides = PlannerOverrides()
     recording: RecordingConfig = RecordingConfig()
-    # Small networks: on one core a planner asks the model 1,300 times per step, and the prior too.
+    # Small networks: on one core a planner asks the model 640 times per step, and the prior too.
     dynamics: DynamicsConfig = DynamicsConfig(hidden=(128, 128, 128), num_epochs=20)
     # A learned temperature keeps the prior stochastic: the information is in its log-density.
     agent: QRSACConfig = QRSACConfig(
