@@ -82,8 +82,9 @@ def test_rewards_rebuilt_from_observations_are_those_of_the_environment(name):
         np.testing.assert_allclose(seen["addon"], 10.0 * (seen["height"] - 1.0), atol=1e-5)
 
 
-def test_the_other_addons_read_the_joints_that_they_name():
+def test_the_other_addons_read_the_joints_that_they_name(tmp_path, monkeypatch):
     """The order of joints in brax's models, after the entries that the observation leaves out."""
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes its warnings into the working directory
     for name, entry, joint, left_out in (("halfcheetah", 7, "ffoot", 1), ("swimmer", 1, "rot2", 2)):
         env = make_env(TASKS[name].env)
         names = env.sys.mj_model
