@@ -56,10 +56,10 @@ from core_rl.dynamics import (
     DynamicsState,
     Progress,
     as_dynamics,
-    collect,
     make_dynamics,
 )
 from core_rl.env import Env, named_obs
+from core_rl.episodes import collect
 from core_rl.errors import UserError, storage_errors
 from core_rl.launch import RunConfig, run
 from core_rl.networks import average_outputs, make_ensemble, make_mlp

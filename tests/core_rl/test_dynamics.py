@@ -427,3 +427,41 @@ def test_reads_a_replay_from_its_oldest_step_on():
     assert lengths.sum() == num_envs * num_rows
     rows = np.round(100 * np.asarray(data.action)[np.asarray(data.valid)][:, 0]).astype(int)
     np.testing.assert_array_equal(np.unique(rows), np.arange(5, num_added))
+
+
+def test_a_saved_model_predicts_the_same(fitted, tmp_path):
+    state, _ = fitted
+    path = tmp_path / "folder" / "model.npz"
+    save_dynamics(path, CONFIG, state, {"of": "an oscillator"})
+    model, loaded, extra = load_dynamics(path)
+    assert extra == {"of": "an oscillator"} and model.config == CONFIG
+    assert same(loaded, state)
+    obs, action = SEEN.obs[0, :5], SEEN.action[0, :5]
+    np.testing.assert_array_equal(
+        model.predict(loaded, obs, action), MODEL.predict(state, obs, action)
+    )
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no model", "foreign"])
+def test_a_file_without_a_model_is_refused_in_one_line(tmp_path, content):
+    path = tmp_path / "model.npz"
+    if content == "foreign":
+        np.savez(path, x=np.zeros(3))
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.npz") as caught:
+        load_dynamics(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_invariant_entries_are_predicted_and_not_read():
+    # The position of the oscillator is not shown: what would be predicted from it is not learnt,
+    # and moving it changes no prediction.
+    model = make_dynamics(CONFIG, OBS_SIZE, ACTION_SIZE, QUICK_COMPILE, invariant=(0,))
+    state = model.fit(KEY, record(2, 20, step=push))
+    obs, action = np.array([[0.2, -0.1], [7.0, -0.1]], np.float32), np.full((2, 1), 0.5, np.float32)
+    change = model.predict(state, obs, action) - obs
+    np.testing.assert_allclose(change[0], change[1], atol=1e-5)
+    np.testing.assert_allclose(change[0], [0.15, -0.05], atol=0.02)
+    with pytest.raises(ValueError, match="invariant must be entries"):
+        make_dynamics(CONFIG, OBS_SIZE, ACTION_SIZE, invariant=(OBS_SIZE,))
