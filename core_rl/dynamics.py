@@ -586,7 +586,7 @@ def load_dynamics(path: str | Path) -> tuple[Dynamics, DynamicsState, dict[str, 
         ]
     except FileNotFoundError:
         raise UserError(f"there is no model of dynamics in {path}") from None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} holds no model of dynamics ({reason})") from error
     return model, jax.tree.unflatten(jax.tree.structure(template), values), about["extra"]
