@@ -30,7 +30,7 @@ from core_rl.env import State
 from core_rl.launch import trained_agent
 from core_rl.policy import Policy, load_policy
 from core_rl.report import encode_png
-from core_rl.residual_mppi import Importance, ResidualMPPIConfig, Variant
+from core_rl.residual_mppi import ResidualMPPIConfig, Variant
 from core_rl.tracking import open_workdir
 from core_rl.types import Agent, Key
 from experiments.sophy_demo import BUNDLE
@@ -40,12 +40,12 @@ from projects.sophy.drive import show_time
 from projects.sophy.laps import Control, Laps, driven_by, flying, make_driver, outline_of, record
 from projects.sophy.laps import summarise as summarise_laps
 from projects.sophy.model import clearance, learn_model
-from projects.sophy.planning import make_planning_driver
+from projects.sophy.planning import RACING, make_planning_driver
 from projects.sophy.render import Shown, comparison
 from projects.sophy.time_trial import DriveState, TimeTrial, with_calm_starts
 
 MODEL_FILE = BUNDLE.with_name("time_trial_motion.npz")
-MODEL_STEPS = 400_000  # control steps that a model is learnt from, some 500 laps
+MODEL_STEPS = 200_000  # control steps that a model is learnt from, some 260 laps
 MODEL_SEED = 5_000_000
 DRIVE_SEED = 8_500_000  # starts of the drives; neither training nor tuning sees them
 
@@ -54,18 +54,16 @@ DRIVE_SEED = 8_500_000  # starts of the drives; neither training nor tuning sees
 class Customise:
     policy: str = str(BUNDLE.relative_to(BUNDLE.parents[3]))  # bundle; relative: to the repository
     addon: str = ""  # what is wished for: margin:0.5, speed_limit:FROM:TO:KMH, calm, FILE.py
-    omega: float = 0.01  # omega', the weight of the prior's log-density; large stays with the prior
+    omega: float = RACING.prior_weight  # omega', weight of the prior's log-density; large stays
     variant: Variant = "residual"  # residual, greedy, guided, full or prior
-    importance: Importance = "none"  # the planner's importance term: none, signed or absolute
-    horizon: int = 12  # steps of 0.1 s planned ahead
-    samples: int = 256  # plans scored per step
-    discount: float = 1.0  # per step of the horizon
-    temperature: float = 0.05  # lambda: lower follows the best samples more closely
-    noise: tuple[float, ...] = (0.25, 0.25)  # of the samples, steering and pedal
+    horizon: int = RACING.horizon  # steps of 0.1 s planned ahead
+    samples: int = RACING.num_samples  # plans scored per round
+    rounds: int = RACING.num_iterations  # of sampling per step
+    temperature: float = RACING.temperature  # lambda: lower follows the best samples more closely
     circuit: str = ""  # built-in name, generated:SEED or a path; empty: as trained
     car: str = ""  # a car of the catalogue; empty: as trained
-    laps: int = 2  # flying laps of each car
-    cars: int = 2  # cars with starts of their own
+    laps: int = 1  # flying laps of each car
+    cars: int = 1  # cars with starts of their own
     seed: int = 0  # chooses the starts and the planner's noise
     relearn: bool = False  # learn the motion model anew
     out: str = "runs/customise"  # where picture and model go
@@ -83,15 +81,14 @@ class Customise:
 
     @property
     def planner(self) -> ResidualMPPIConfig:
-        return ResidualMPPIConfig(
+        return dataclasses.replace(
+            RACING,
             variant=self.variant,
-            importance=self.importance,
             horizon=self.horizon,
             num_samples=self.samples,
-            discount=self.discount,
+            num_iterations=self.rounds,
             temperature=self.temperature,
             prior_weight=self.omega,
-            noise_std=self.noise,
         )
 
 

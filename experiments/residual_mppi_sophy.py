@@ -58,7 +58,7 @@ from projects.sophy.addons import parse_addon
 from projects.sophy.drive import Drive
 from projects.sophy.laps import driven_by, make_driver, outline_of
 from projects.sophy.model import episodes_of, learn_model, motion_model, observed_step
-from projects.sophy.planning import make_planning_driver
+from projects.sophy.planning import RACING, make_planning_driver
 from projects.sophy.render import Shown, comparison, trade_off
 from projects.sophy.time_trial import TimeTrial, with_calm_starts
 
@@ -69,15 +69,6 @@ MODEL_SEED = 5_000_000  # the seed 0 is the committed model's
 DRIVE_SEED = 9_000_000  # starts and noise of the drives that are reported; tuning never saw them
 FEW_SHOT_SEED = 9_500_000
 STEPS_PER_LAP = 772  # of the prior
-PLANNER = ResidualMPPIConfig(
-    importance="none",
-    horizon=8,
-    num_samples=256,
-    discount=1.0,
-    temperature=0.05,
-    prior_weight=0.01,
-    noise_std=(0.25, 0.25),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +76,10 @@ class ResidualSophy:
     stages: tuple[str, ...] = STAGES  # which to do
     num_seeds: int = 3
     first_seed: int = 0
-    omegas: tuple[float, ...] = (0.1, 0.03, 0.01, 0.003, 0.001)  # omega' of the zero-shot drives
-    planner: ResidualMPPIConfig = PLANNER  # its prior_weight is the omega' of all other drives
-    cars: int = 3  # per drive, each from a start of its own
-    laps: int = 2  # flying laps of each car
+    omegas: tuple[float, ...] = (0.03, 0.01, 0.003, 0.001)  # omega' of the zero-shot drives
+    planner: ResidualMPPIConfig = RACING  # its prior_weight is the omega' of all other drives
+    cars: int = 2  # per drive, each from a start of its own
+    laps: int = 1  # flying laps of each car
     few_shot_cars: int = 20  # that drive for the fine-tuning
     few_shot_laps: int = 5  # of each
     sac_laps: tuple[int, ...] = (100, 400)  # laps' worth of steps that Residual-SAC may train on
@@ -351,7 +342,7 @@ def draw(out: Path, results: dict[str, list[dict[str, Any]]], env: TimeTrial, se
     )
     (out / "trade_off.png").write_bytes(encode_png(figure))
     drives = {}
-    chosen = f"residual-{PLANNER.prior_weight:g}"
+    chosen = f"residual-{RACING.prior_weight:g}"
     for name in ("prior", chosen):
         path = out / f"{name}-s{seed}.npz"
         if path.exists():

@@ -170,7 +170,7 @@ def drive_dynamics(env: TimeTrial, model: Dynamics, state: DynamicsState) -> Dri
 
 
 # Small enough to plan with in real time.
-MODEL = DynamicsConfig(hidden=(128, 128, 128), num_epochs=60, patience=10)
+MODEL = DynamicsConfig(hidden=(128, 128, 128), num_epochs=40, patience=10)
 NUM_CARS, EPISODE_STEPS = 128, 300
 EXPLORATION = 0.15  # deviation of the noise on the prior's actions, else the model knows only those
 
