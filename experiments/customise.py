@@ -97,17 +97,19 @@ class Driven(NamedTuple):
 
     laps: list[Laps]  # per car
     traces: list[dict[str, np.ndarray]]  # per car, of the steps of its flying laps
-    length: float  # of the circuit [m]
+    num_laps: int  # that each was asked for
 
-    @property
-    def num_laps(self) -> float:
-        """Laps' worth of distance that was driven; whoever stands still drives few."""
-        distance = sum(float(np.sum(np.maximum(trace["progress"], 0.0))) for trace in self.traces)
-        return distance / self.length
-
-    def per_lap(self, name: str) -> float:
-        total = sum(float(np.sum(trace[name])) for trace in self.traces)
-        return total / max(self.num_laps, 1e-3)
+    def per_lap(self, name: str) -> float | None:
+        """Sum over the flying laps by their number, of the cars that completed theirs; None where
+        no car did: whoever stands still has no laps to divide by."""
+        done = [
+            (trace, len(laps.lap_times))
+            for trace, laps in zip(self.traces, self.laps, strict=True)
+            if len(laps.lap_times) == self.num_laps
+        ]
+        if not done:
+            return None
+        return float(sum(np.sum(trace[name]) for trace, _ in done) / sum(n for _, n in done))
 
     @property
     def lap_times(self) -> list[float]:
@@ -144,7 +146,7 @@ def make_measure(env: TimeTrial, addon: Addon, control: Control, num_laps: int):
                 {name: values[part] for name, values in car.items()}
                 for car, part in zip(cars, parts, strict=True)
             ],
-            length=float(env.track.length),
+            num_laps=num_laps,
         )
 
     return measure
@@ -155,6 +157,7 @@ def numbers(driven: Driven) -> dict[str, Any]:
     times = driven.lap_times
     result: dict[str, Any] = {
         "laps_completed": len(times),
+        "laps_asked": driven.num_laps * len(driven.laps),
         "lap_time": float(np.mean(times)) if times else None,
         "basic_per_lap": driven.per_lap("basic"),
         "addon_per_lap": driven.per_lap("addon"),
@@ -170,6 +173,12 @@ def shown(driven: Driven) -> Shown:
     """The first car's drive, for a picture."""
     laps, trace = driven.laps[0], driven.traces[0]
     return Shown(laps.drive, trace["clearance"], trace.get("violation"), laps.lap_times)
+
+
+def _show(name: str, value: float | None) -> str:
+    if name == "lap_time":
+        return show_time(value)
+    return "–" if value is None else f"{value:.0f}" if name.startswith("laps") else f"{value:.2f}"
 
 
 def say_progress(progress: Progress) -> None:

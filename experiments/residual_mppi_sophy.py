@@ -307,7 +307,8 @@ def table(results: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]
     """What `--json` prints: mean, half interval and number of seeds by drive and column."""
     rows: dict[str, dict[str, Any]] = {}
     for name, runs in results.items():
-        rows[name] = {"seeds": len(runs), "laps": sum(run["laps_completed"] for run in runs)}
+        done, asked = (sum(run[f"laps_{what}"] for run in runs) for what in ("completed", "asked"))
+        rows[name] = {"seeds": len(runs), "laps": done, "laps_asked": asked}
         for column in COLUMNS:
             values = [run[column] for run in runs if run.get(column) is not None]
             mean, half = mean_and_interval(values)
@@ -321,7 +322,7 @@ def draw(out: Path, results: dict[str, list[dict[str, Any]]], env: TimeTrial, se
 
     def pairs(name: str) -> np.ndarray:
         found = [(run["lap_time"], run["violation_steps_per_lap"]) for run in results.get(name, ())]
-        return np.array([pair for pair in found if pair[0] is not None]).reshape(-1, 2)
+        return np.array([pair for pair in found if None not in pair], float).reshape(-1, 2)
 
     along = sorted(
         (name for name in results if name.startswith("residual-")),
@@ -369,14 +370,15 @@ def main(config: ResidualSophy) -> int:
     if config.json:
         print(json.dumps(rows))
         return 0
-    print(f"{'drive':<22} {'laps':>5}" + "".join(f" {title:>18}" for title in COLUMNS.values()))
+    print(f"{'drive':<22} {'laps':>7}" + "".join(f" {title:>18}" for title in COLUMNS.values()))
     for name, row in rows.items():
         cells = []
         for column in COLUMNS:
             mean, half = row[column], row[f"{column}_half"]
             told = "-" if mean is None else f"{mean:.2f}"
             cells.append(told + ("" if half is None else f" ± {half:.2f}"))
-        print(f"{name:<22} {row['laps']:>5}" + "".join(f" {cell:>18}" for cell in cells))
+        laps = f"{row['laps']}/{row['laps_asked']}"
+        print(f"{name:<22} {laps:>7}" + "".join(f" {cell:>18}" for cell in cells))
     print(config.out)
     return 0
 
