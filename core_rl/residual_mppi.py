@@ -150,7 +150,9 @@ class PlannerState:
 class Plan(NamedTuple):
     action: jax.Array  # [A] to be executed, the first of `actions`
     actions: jax.Array  # [T, A]
-    weights: jax.Array  # [K] of the samples, sum 1; the first is the nominal plan's
+    weights: (
+        jax.Array
+    )  # [K] of the last samples, sum 1; the first is the plan they were drawn around
     effective_samples: jax.Array  # [] 1 where a single sample decides, K where all count the same
     rejected: jax.Array  # [] share of the samples whose score was not finite
 
@@ -243,25 +245,31 @@ def make_residual_mppi(
         action_size = numbers.noise_std.shape[-1]
         nominal = nominal_plan(state, action_size)
         chex.assert_shape(nominal, (config.horizon, action_size))
-        for number in range(config.num_iterations):
-            noise_std = numbers.noise_std * config.noise_decay**number
-            noise = jax.random.normal(
-                jax.random.fold_in(key, number) if number else key, (num_samples, *nominal.shape)
-            )
+
+        def improve(planned: jax.Array, now: tuple[Key, jax.Array]):
+            key, scale = now
+            noise_std = scale * numbers.noise_std
+            noise = jax.random.normal(key, (num_samples, *planned.shape))
             noise = noise_std * _remembering(noise, config.noise_memory)
             noise = noise.at[0].set(0.0)  # the present plan is a candidate
-            actions = jnp.clip(nominal + noise, -1.0, 1.0)
-            noise = actions - nominal
+            actions = jnp.clip(planned + noise, -1.0, 1.0)
+            noise = actions - planned
             scores = jax.vmap(score, in_axes=(None, None, 0))(numbers, state, actions)
             scores += jax.vmap(importance_term, in_axes=(None, 0, None, None, None))(
-                nominal, noise, noise_std, numbers.temperature, config.importance
+                planned, noise, noise_std, numbers.temperature, config.importance
             )
             weights = sample_weights(scores, numbers.temperature)
             change = jnp.tensordot(weights, noise, axes=1, precision="highest")
-            nominal = jnp.clip(nominal + change, -1.0, 1.0)
+            return jnp.clip(planned + change, -1.0, 1.0), (weights, scores)
+
+        count = config.num_iterations
+        keys = key[None] if count == 1 else jax.random.split(key, count)
+        scales = config.noise_decay ** jnp.arange(count, dtype=nominal.dtype)
+        planned, (weights, scores) = jax.lax.scan(improve, nominal, (keys, scales))
+        weights, scores = weights[-1], scores[-1]
         return Plan(
-            action=nominal[0],
-            actions=nominal,
+            action=planned[0],
+            actions=planned,
             weights=weights,
             effective_samples=effective_sample_size(weights),
             rejected=jnp.mean(~jnp.isfinite(scores)),
