@@ -35,6 +35,7 @@ from scipy import stats
 from core_rl import flags
 from core_rl.dynamics import DynamicsState, load_dynamics, save_dynamics
 from core_rl.env import State
+from core_rl.errors import UserError
 from core_rl.evaluate import make_evaluator
 from core_rl.launch import Experiment, RunConfig, make_learner, run, trained_agent
 from core_rl.policy import load_policy
@@ -76,7 +77,7 @@ class ResidualSophy:
     stages: tuple[str, ...] = STAGES  # which to do
     num_seeds: int = 3
     first_seed: int = 0
-    omegas: tuple[float, ...] = (0.03, 0.01, 0.003, 0.001)  # omega' of the zero-shot drives
+    omegas: tuple[float, ...] = (0.05, 0.02, 0.01, 0.005, 0.0025)  # omega' of the zero-shot drives
     planner: ResidualMPPIConfig = RACING  # its prior_weight is the omega' of all other drives
     cars: int = 2  # per drive, each from a start of its own
     laps: int = 1  # flying laps of each car
@@ -106,10 +107,27 @@ class Laboratory:
         self.env = TimeTrial(env_config_of(self.policy))
         self.agent, self.agent_state = trained_agent(self.policy)
 
-    def drive(self, name: str, seed: int, params: Any, measure: Callable[..., Driven]) -> None:
-        """Drives unless it was done before; keeps the numbers and the first car's trace."""
+    def drive(
+        self,
+        name: str,
+        seed: int,
+        params: Any,
+        measure: Callable[..., Driven],
+        planner: ResidualMPPIConfig | None = None,
+    ) -> None:
+        """Drives unless it was done before; keeps the numbers and the first car's trace.
+
+        Raises UserError where it was done under other settings.
+        """
         path = self.out / f"{name}-s{seed}.json"
+        settings = {
+            "planner": None if planner is None else flags.to_dict(planner),
+            "cars": self.config.cars,
+            "laps": self.config.laps,
+        }
         if path.exists():
+            if json.loads(path.read_bytes())["settings"] != settings:
+                raise UserError(f"{path} was driven under other settings: choose another --out")
             return
         began = time.monotonic()
         keys = jax.random.split(jax.random.key(DRIVE_SEED + seed), self.config.cars)
@@ -118,8 +136,10 @@ class Laboratory:
         kept |= vars(driven.laps[0].drive)
         np.savez_compressed(path.with_suffix(".npz"), allow_pickle=False, **kept)  # pyright: ignore[reportArgumentType]
         result = {**numbers(driven), "seconds": round(time.monotonic() - began, 1)}
+        result["settings"] = settings
         write_json(path, result)
-        sys.stderr.write(f"{path.stem}: {json.dumps(result)}\n")
+        told = {key: value for key, value in result.items() if key != "settings"}
+        sys.stderr.write(f"{path.stem}: {json.dumps(told)}\n")
 
     @functools.cache  # noqa: B019  one compilation for all seeds and weights; lives as long as this
     def planned(self, planner: ResidualMPPIConfig, wish: str):
@@ -138,7 +158,7 @@ class Laboratory:
         planned = driver.init(model, self.agent_state)
         weight = jnp.asarray(planner.prior_weight, jnp.float32)
         numbers = dataclasses.replace(planned.numbers, prior_weight=weight)
-        self.drive(name, seed, planned._replace(numbers=numbers), measure)
+        self.drive(name, seed, planned._replace(numbers=numbers), measure, planner)
 
     def prior(self, name: str, seed: int, wish: str = MARGIN, policy: Any = None) -> None:
         policy = policy or self.policy
