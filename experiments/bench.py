@@ -9,11 +9,15 @@ turns on the same environment, which costs nothing, with the same sizes: hidden 
 batch 256, 64 environments, 8 updates per step; ours with 32 quantiles, brax's with scalar critics.
 Simulation: control steps of the time trial (20 sub-steps of 5 ms) and of the return task (8 sweeps
 of 4 ms, joints at 1 kHz). Decisions: the committed policies, one observation at a time, as a
-control loop would ask them. Start: processes of their own, without and with compilation cache. The
-median of the rounds is shown, with the range; of decisions the median and the 99th percentile.
+control loop would ask them. Plans: the racing planner around the committed driver, one state at a
+time; and plain MPPI of the same size, ours and the package pytorch-mppi where it is installed, with
+the same network as dynamics and the same cost. Start: processes of their own, without and with
+compilation cache. The median of the rounds is shown, with the range; of decisions and plans the
+median and the 99th percentile.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -32,24 +36,36 @@ import numpy as np
 from brax.training.agents.sac import train as brax_sac
 
 from core_rl import flags
+from core_rl.distributions import TanhNormal
+from core_rl.dynamics import load_dynamics
 from core_rl.env import Env, State
+from core_rl.launch import trained_agent
 from core_rl.policy import load_policy
 from core_rl.qr_sac import QRSACConfig, make_qr_sac
+from core_rl.residual_mppi import ResidualMPPIConfig, make_residual_mppi
 from core_rl.train import TrainConfig, make_trainer
+from experiments.customise import MODEL_FILE
+from experiments.sophy_evaluate import env_config_of
 from experiments.sophy_time_trial import CONFIG
 from projects.ace.bank import BankConfig
 from projects.ace.return_env import ReturnConfig, ReturnTask
+from projects.sophy.addons import parse_addon
+from projects.sophy.planning import RACING, make_planning_driver
 from projects.sophy.time_trial import TimeTrial
 
 OBS_SIZE, ACTION_SIZE = 128, 2
 NUM_ENVS, UPDATES_PER_STEP, BATCH_SIZE, HIDDEN = 64, 8, 256, (256, 256)
 CAPACITY = 65_536
-PARTS = ("start", "learning", "steps", "decisions")
+PARTS = ("start", "learning", "steps", "decisions", "plans")
 POLICIES = {
     "time trial": "projects/sophy/policies/time_trial",
     "return": "projects/ace/policies/return",
 }
 NUM_DECISIONS = 3000
+NUM_PLANS = 200
+PLAN_SIZES = ((256, 8), (512, 10), (1024, 10), (4096, 10))  # samples and horizon of plain MPPI
+RACING_SIZES = ((8, 128, 10), (4, 128, 10), (4, 64, 8), (1, 256, 8))  # rounds, samples, horizon
+PLAIN_STATE, PLAIN_ACTION, PLAIN_HIDDEN = 34, 2, 128  # sizes of the motion model of a car
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +73,7 @@ class Bench:
     rounds: int = 2  # turns that each of the compared programs takes
     updates: int = 1024  # updates per turn
     envs: tuple[int, ...] = (1, 64, 1024)  # environments simulated side by side
-    only: tuple[str, ...] = ()  # of start, learning, steps and decisions; empty: all
+    only: tuple[str, ...] = ()  # of start, learning, steps, decisions and plans; empty: all
     json: str = ""  # file for the results, machine-readable
 
     def __post_init__(self):
@@ -186,9 +202,137 @@ def decision_times(bundle: Path) -> dict[str, float]:
     obs = {name: np.zeros(entry["shape"], entry["dtype"]) for name, entry in entries}
     for _ in range(100):
         timed(lambda: policy.act(obs))
-    times = [timed(lambda: policy.act(obs)) for _ in range(NUM_DECISIONS)]
-    median, slow = (1e3 * float(value) for value in np.percentile(times, [50, 99]))
+    return in_milliseconds([timed(lambda: policy.act(obs)) for _ in range(NUM_DECISIONS)])
+
+
+def in_milliseconds(seconds: list[float]) -> dict[str, float]:
+    median, slow = (1e3 * float(value) for value in np.percentile(seconds, [50, 99]))
     return {"median": median, "p99": slow}
+
+
+def racing_plan_times() -> dict[str, dict[str, float]]:
+    """Milliseconds of one plan of the racing planner for a margin, by its sizes."""
+    root = Path(__file__).parents[1]
+    policy = load_policy(root / POLICIES["time trial"])
+    env = TimeTrial(env_config_of(policy))
+    agent, agent_state = trained_agent(policy)
+    model, model_state, _ = load_dynamics(MODEL_FILE)
+    drive = jax.jit(env.reset)(jax.random.key(0)).pipeline_state
+    times = {}
+    for rounds, samples, horizon in RACING_SIZES:
+        planner = dataclasses.replace(
+            RACING, num_iterations=rounds, num_samples=samples, horizon=horizon
+        )
+        addon = parse_addon(env, "margin:0.5")
+        driver = make_planning_driver(planner, env, agent, model, addon)
+        planned = driver.init(model_state, agent_state)
+        plan = jax.jit(driver.plan)
+        keys = list(jax.random.split(jax.random.key(0), NUM_PLANS + 5))
+        seconds = [timed(lambda key=key: plan(planned, drive, key)) for key in keys]  # noqa: B023
+        times[f"{rounds} x {samples} samples, {horizon} steps"] = in_milliseconds(seconds[5:])
+    return times
+
+
+def plain_networks() -> list[tuple[np.ndarray, np.ndarray]]:
+    """Weights and biases of the dynamics that both plain planners use, three hidden layers."""
+    rng = np.random.default_rng(0)
+    sizes = [PLAIN_STATE + PLAIN_ACTION, *[PLAIN_HIDDEN] * 3, PLAIN_STATE]
+    return [
+        (
+            rng.normal(size=(a, b), scale=1.0 / np.sqrt(a)).astype(np.float32),
+            np.zeros(b, np.float32),
+        )
+        for a, b in itertools.pairwise(sizes)
+    ]
+
+
+def plain_plans(samples: int, horizon: int) -> Callable[[], float]:
+    """Our planner without a prior: a function that plans once and returns the seconds it took."""
+    layers = [tuple(map(jnp.asarray, layer)) for layer in plain_networks()]
+
+    def dynamics(state: jax.Array, action: jax.Array) -> jax.Array:
+        x = jnp.concatenate([state, action])
+        for kernel, bias in layers[:-1]:
+            x = jnp.tanh(x @ kernel + bias)
+        return state + 0.1 * (x @ layers[-1][0] + layers[-1][1])
+
+    config = ResidualMPPIConfig(
+        variant="full", horizon=horizon, num_samples=samples, temperature=1.0, noise_std=(1.0,)
+    )
+    still = TanhNormal(jnp.zeros(PLAIN_ACTION), jnp.zeros(PLAIN_ACTION))
+    planner = make_residual_mppi(
+        config,
+        dynamics,
+        lambda state: still,
+        lambda state, action, after: -jnp.sum(after**2) - jnp.sum(action**2),
+        reward=lambda state, action, after: jnp.zeros(()),
+    )
+    state = jnp.ones(PLAIN_STATE)
+    numbers = planner.init(state)
+    plan = jax.jit(planner.plan)
+    keys = itertools.cycle(jax.random.split(jax.random.key(0), 64))
+    timed(lambda: plan(numbers, state, next(keys)))
+    return lambda: timed(lambda: plan(numbers, state, next(keys)))
+
+
+def torch_plans(samples: int, horizon: int) -> Callable[[], float]:
+    """pytorch-mppi on the same problem; raises ImportError where it is not installed."""
+    import torch  # pyright: ignore[reportMissingImports]
+    from pytorch_mppi import MPPI  # pyright: ignore[reportMissingImports]
+
+    layers = [tuple(map(torch.from_numpy, layer)) for layer in plain_networks()]
+
+    def dynamics(state, action):
+        x = torch.cat([state, action], dim=-1)
+        for kernel, bias in layers[:-1]:
+            x = torch.tanh(torch.addmm(bias, x, kernel))
+        return state + 0.1 * torch.addmm(layers[-1][1], x, layers[-1][0])
+
+    def cost(state, action):
+        # Of the state before the step: the package does not tell the one after.
+        return (state**2).sum(-1) + (action**2).sum(-1)
+
+    planner = MPPI(
+        dynamics,
+        cost,
+        PLAIN_STATE,
+        torch.eye(PLAIN_ACTION),
+        num_samples=samples,
+        horizon=horizon,
+        lambda_=1.0,
+        u_min=-torch.ones(PLAIN_ACTION),
+        u_max=torch.ones(PLAIN_ACTION),
+    )
+    state = torch.ones(PLAIN_STATE)
+    with torch.inference_mode():
+        planner.command(state)
+
+    def once() -> float:
+        began = time.monotonic()
+        with torch.inference_mode():
+            planner.command(state)
+        return time.monotonic() - began
+
+    return once
+
+
+def plain_plan_times(rounds: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Milliseconds per plan by planner and size; the planners take turns."""
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    for samples, horizon in PLAN_SIZES:
+        programs = {"ours": plain_plans(samples, horizon)}
+        try:
+            programs["pytorch-mppi"] = torch_plans(samples, horizon)
+        except ImportError:
+            print("pytorch-mppi is not installed: only ours", file=sys.stderr)
+        seconds: dict[str, list[float]] = {name: [] for name in programs}
+        for _ in range(rounds):
+            for name, once in programs.items():
+                seconds[name] += [once() for _ in range(NUM_PLANS // 4)]
+        for name, values in seconds.items():
+            size = f"{samples} samples, {horizon} steps"
+            results.setdefault(name, {})[size] = in_milliseconds(values)
+    return results
 
 
 def start_up(cache: str, workdir: str) -> tuple[float, float]:
@@ -280,6 +424,10 @@ def measure(config: Bench) -> dict[str, Any]:
         say("milliseconds per decision of the committed policies")
         root = Path(__file__).parents[1]
         results["decision_ms"] = {n: decision_times(root / path) for n, path in POLICIES.items()}
+    if "plans" in parts:
+        say("milliseconds per plan")
+        results["racing_plan_ms"] = racing_plan_times()
+        results["plain_plan_ms"] = plain_plan_times(config.rounds)
     results["bench_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return results
 
@@ -306,6 +454,12 @@ def table(results: dict[str, Any]) -> str:
     for name, times in results.get("decision_ms", {}).items():
         shown = f"{times['median']:.3f}", f"99 %: {times['p99']:.3f}"
         rows.append((f"{name}, one decision of the policy [ms]", *shown))
+    plans = {"racing planner": results.get("racing_plan_ms", {})}
+    plans |= {f"plain MPPI, {name}": v for name, v in results.get("plain_plan_ms", {}).items()}
+    for name, sizes in plans.items():
+        for size, times in sizes.items():
+            shown = f"{times['median']:.2f}", f"99 %: {times['p99']:.2f}"
+            rows.append((f"{name}, {size}: one plan [ms]", *shown))
     if "first_update_seconds" in results:
         start = results["first_update_seconds"]
         rows.append(("start to first update, cold cache [s]", f"{start['cold']:.1f}", ""))
