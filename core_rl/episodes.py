@@ -88,7 +88,7 @@ def collect(
     num_steps: int,
     episode_length: int,
     entries: Sequence[str] = ("state",),
-    noise: float = 0.0,
+    noise: float | Sequence[float] = 0.0,
 ) -> Episodes:
     """Episodes of a policy; at least `num_envs` of them, each from a real reset.
 
@@ -99,20 +99,22 @@ def collect(
       num_steps: steps of each; the last episodes break off there.
       episode_length: steps after which an episode is truncated.
       entries: observation entries that make up the vector, side by side.
-      noise: standard deviation of what is added to the actions, clipped to [-1, 1] after that.
+      noise: standard deviation of what is added to the actions, clipped to [-1, 1] after that; or
+        several, which the environments take in turn.
     """
     for name, count in (("num_envs", num_envs), ("num_steps", num_steps)):
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
-    if not noise >= 0:
+    deviations = np.resize(np.asarray(noise, np.float32), num_envs)
+    if not np.all(deviations >= 0):
         raise ValueError(f"noise must not be negative, got {noise}")
     env_loop = make_env_loop(env, episode_length)
 
     def step(slots: EnvSlots, key: Key) -> tuple[EnvSlots, Transition]:
         policy_key, noise_key = jax.random.split(key)
         action = policy(named_obs(slots.state), policy_key)
-        if noise > 0:
-            action = action + noise * jax.random.normal(noise_key, action.shape)
+        if np.any(deviations > 0):
+            action += deviations[:, None] * jax.random.normal(noise_key, action.shape)
             action = jnp.clip(action, -1.0, 1.0)
         slots, transition, _ = env_loop.step(slots, action)
         # Only what is asked for is stored: other entries may be large.

@@ -67,7 +67,7 @@ STAGES = ("model", "zero_shot", "others", "few_shot", "wishes", "sac")
 MARGIN = "margin:0.5"
 WISHES = ("speed_limit:600:900:120", "calm")
 MODEL_SEED = 5_000_000  # the seed 0 is the committed model's
-DRIVE_SEED = 9_000_000  # starts and noise of the drives that are reported; tuning never saw them
+DRIVE_SEED = 9_100_000  # starts and noise of the drives that are reported; tuning never saw them
 FEW_SHOT_SEED = 9_500_000
 STEPS_PER_LAP = 772  # of the prior
 
