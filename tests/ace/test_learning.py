@@ -26,7 +26,7 @@ def test_a_short_run_learns_to_touch_and_to_return_the_ball(tmp_path, monkeypatc
         state, _ = epoch(state)
     after = evaluate(state.agent)
     assert float(before["hit"]) < 0.1 and float(before["legal"]) < 0.02
-    # Measured with the recipe's own bank over three seeds: returned 0.27, 0.74 and 0.39, touched 0.98
-    # and more. Returns begin between the fifth and the ninth epoch, where seeds and the rounding of
+    # Measured with the recipe's own bank, three seeds: returned 0.27, 0.74, 0.39; touched 0.98.
+    # Returns begin between the fifth and the ninth epoch, where seeds and the rounding of
     # machines differ much: after eight it was 0.00, 0.26 and 0.14.
     assert float(after["hit"]) > 0.6 and float(after["legal"]) > 0.08
