@@ -77,7 +77,7 @@ class ResidualSophy:
     stages: tuple[str, ...] = STAGES  # which to do
     num_seeds: int = 3
     first_seed: int = 0
-    omegas: tuple[float, ...] = (0.05, 0.02, 0.01, 0.005, 0.0025)  # omega' of the zero-shot drives
+    omegas: tuple[float, ...] = (0.03, 0.01, 0.003, 0.001)  # omega' of the zero-shot drives
     planner: ResidualMPPIConfig = RACING  # its prior_weight is the omega' of all other drives
     cars: int = 2  # per drive, each from a start of its own
     laps: int = 1  # flying laps of each car
