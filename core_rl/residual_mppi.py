@@ -16,8 +16,10 @@ sample k is `v_t = clip(u_t + e_t)` with `e_t ~ N(0, Sigma)`, then cut to what t
 Deviations from the authors' code: the importance term has the signed noise of the equation, where
 theirs has its absolute value (an option here); samples whose score is not finite get no weight.
 Beyond the paper, all off by default: the sampling may be repeated around the plan that it led to
-(`num_iterations`), with less noise each time, and the noise may be correlated from step to step,
-which reaches farther for the same log-density (`noise_memory`).
+(`num_iterations`), with less noise each time; the noise may be correlated from step to step, which
+reaches farther for the same log-density (`noise_memory`); and a plan may be what is added to the
+prior's mode wherever a sample has come to, `v_t = clip(mode pi(.|x_t) + e_t)` (`feedback`): the
+prior goes on correcting in every sample, where in open loop noise piles up over the horizon.
 
 Legend of shapes: `K` samples, `T` steps of the horizon, `A` action entries. A state is whatever the
 dynamics predict, a pytree; for a learned model it is the observation itself.
@@ -103,6 +105,7 @@ class ResidualMPPIConfig:
     reward_weight: float = 1.0  # omega, of the reward of the prior's task where that is scored
     noise_std: tuple[float, ...] = (0.0707,)  # of the samples, actions are in [-1, 1]; one, or A
     noise_memory: float = 0.0  # correlation of a sample's noise from step to step; 0 as published
+    feedback: bool = False  # plan what is added to the prior's mode wherever a sample has come to
 
     def __post_init__(self):
         for name, allowed in (("variant", Variant), ("importance", Importance)):
@@ -128,6 +131,10 @@ class ResidualMPPIConfig:
         if self.noise_memory and self.importance != "none":
             raise ValueError(
                 "noise_memory must be 0 unless importance is none: the term is for white noise"
+            )
+        if self.feedback and (self.importance != "none" or not VARIANTS[self.variant].prior_nominal):
+            raise ValueError(
+                "feedback must be off unless importance is none and the nominal is the prior's plan"
             )
         if not self.noise_std or not all(0 < std < math.inf for std in self.noise_std):
             raise ValueError(f"noise_std must be positive numbers, got {self.noise_std}")
@@ -223,27 +230,33 @@ def make_residual_mppi(
 
         return jax.lax.scan(step, state, None, config.horizon)[1]
 
-    def score(numbers: PlannerState, state: ModelState, actions: jax.Array) -> jax.Array:
-        """Discounted sum `[]` of what the terms make of a plan `[T, A]`."""
+    def rollout(numbers: PlannerState, state: ModelState, commands: jax.Array):
+        """What a plan `[T, A]` does: its actions `[T, A]`, the commands `[T, A]` that were left
+        when these were clipped, and the discounted sum `[]` of what the terms make of them."""
 
-        def step(state: ModelState, action: jax.Array):
+        def step(state: ModelState, command: jax.Array):
+            base = prior(state).mode() if config.feedback else jnp.zeros_like(command)
+            action = jnp.clip(base + command, -1.0, 1.0)
             after = dynamics(state, action)
             gain = addon(state, action, after)
             if terms.log_prior:
                 gain += numbers.prior_weight * prior(state).log_prob(action)
             if terms.reward:
                 gain += numbers.reward_weight * _given(reward)(state, action, after)
-            return after, gain
+            return after, (action, action - base, gain)
 
-        end, gains = jax.lax.scan(step, state, actions)
+        end, (actions, taken, gains) = jax.lax.scan(step, state, commands)
         total = jnp.sum(numbers.discount ** jnp.arange(config.horizon) * gains)
         if terms.value:
             total += numbers.reward_weight * numbers.discount**config.horizon * _given(value)(end)
-        return total
+        return actions, taken, total
 
     def plan(numbers: PlannerState, state: ModelState, key: Key) -> Plan:
         action_size = numbers.noise_std.shape[-1]
-        nominal = nominal_plan(state, action_size)
+        if config.feedback:
+            nominal = jnp.zeros((config.horizon, action_size))
+        else:
+            nominal = nominal_plan(state, action_size)
         chex.assert_shape(nominal, (config.horizon, action_size))
 
         def improve(planned: jax.Array, now: tuple[Key, jax.Array]):
@@ -252,24 +265,30 @@ def make_residual_mppi(
             noise = jax.random.normal(key, (num_samples, *planned.shape))
             noise = noise_std * _remembering(noise, config.noise_memory)
             noise = noise.at[0].set(0.0)  # the present plan is a candidate
-            actions = jnp.clip(planned + noise, -1.0, 1.0)
-            noise = actions - planned
-            scores = jax.vmap(score, in_axes=(None, None, 0))(numbers, state, actions)
+            rollouts = jax.vmap(rollout, in_axes=(None, None, 0))
+            _, taken, scores = rollouts(numbers, state, planned + noise)
+            # Where the model diverges, what the prior would do there is no number either.
+            kept = jnp.isfinite(scores)[:, None, None]
+            noise = jnp.where(kept, taken - planned, 0.0)
             scores += jax.vmap(importance_term, in_axes=(None, 0, None, None, None))(
                 planned, noise, noise_std, numbers.temperature, config.importance
             )
             weights = sample_weights(scores, numbers.temperature)
             change = jnp.tensordot(weights, noise, axes=1, precision="highest")
-            return jnp.clip(planned + change, -1.0, 1.0), (weights, scores)
+            return planned + change, (weights, scores)
 
         count = config.num_iterations
         keys = key[None] if count == 1 else jax.random.split(key, count)
         scales = config.noise_decay ** jnp.arange(count, dtype=nominal.dtype)
         planned, (weights, scores) = jax.lax.scan(improve, nominal, (keys, scales))
         weights, scores = weights[-1], scores[-1]
+        if config.feedback:
+            actions, _, _ = rollout(numbers, state, planned)
+        else:
+            actions = jnp.clip(planned, -1.0, 1.0)
         return Plan(
-            action=planned[0],
-            actions=planned,
+            action=actions[0],
+            actions=actions,
             weights=weights,
             effective_samples=effective_sample_size(weights),
             rejected=jnp.mean(~jnp.isfinite(scores)),
