@@ -132,7 +132,9 @@ class ResidualMPPIConfig:
             raise ValueError(
                 "noise_memory must be 0 unless importance is none: the term is for white noise"
             )
-        if self.feedback and (self.importance != "none" or not VARIANTS[self.variant].prior_nominal):
+        if self.feedback and (
+            self.importance != "none" or not VARIANTS[self.variant].prior_nominal
+        ):
             raise ValueError(
                 "feedback must be off unless importance is none and the nominal is the prior's plan"
             )
