@@ -237,12 +237,13 @@ def make_residual_mppi(
         when these were clipped, and the discounted sum `[]` of what the terms make of them."""
 
         def step(state: ModelState, command: jax.Array):
-            base = prior(state).mode() if config.feedback else jnp.zeros_like(command)
+            belief = prior(state)
+            base = belief.mode() if config.feedback else jnp.zeros_like(command)
             action = jnp.clip(base + command, -1.0, 1.0)
             after = dynamics(state, action)
             gain = addon(state, action, after)
             if terms.log_prior:
-                gain += numbers.prior_weight * prior(state).log_prob(action)
+                gain += numbers.prior_weight * belief.log_prob(action)
             if terms.reward:
                 gain += numbers.reward_weight * _given(reward)(state, action, after)
             return after, (action, action - base, gain)
