@@ -19,7 +19,9 @@ Beyond the paper, all off by default: the sampling may be repeated around the pl
 (`num_iterations`), with less noise each time; the noise may be correlated from step to step, which
 reaches farther for the same log-density (`noise_memory`); and a plan may be what is added to the
 prior's mode wherever a sample has come to, `v_t = clip(mode pi(.|x_t) + e_t)` (`feedback`): the
-prior goes on correcting in every sample, where in open loop noise piles up over the horizon.
+prior goes on correcting in every sample, where in open loop noise piles up over the horizon. What
+was added may then be kept from step to step (`warm_start`), since it stays meaningful where the
+nominal plan is made anew.
 
 Legend of shapes: `K` samples, `T` steps of the horizon, `A` action entries. A state is whatever the
 dynamics predict, a pytree; for a learned model it is the observation itself.
@@ -106,6 +108,7 @@ class ResidualMPPIConfig:
     noise_std: tuple[float, ...] = (0.0707,)  # of the samples, actions are in [-1, 1]; one, or A
     noise_memory: float = 0.0  # correlation of a sample's noise from step to step; 0 as published
     feedback: bool = False  # plan what is added to the prior's mode wherever a sample has come to
+    warm_start: bool = False  # begin with what the last step's plan added; needs feedback
 
     def __post_init__(self):
         for name, allowed in (("variant", Variant), ("importance", Importance)):
@@ -138,6 +141,8 @@ class ResidualMPPIConfig:
             raise ValueError(
                 "feedback must be off unless importance is none and the nominal is the prior's plan"
             )
+        if self.warm_start and not self.feedback:
+            raise ValueError("warm_start must be off unless feedback is on")
         if not self.noise_std or not all(0 < std < math.inf for std in self.noise_std):
             raise ValueError(f"noise_std must be positive numbers, got {self.noise_std}")
 
@@ -146,7 +151,8 @@ class ResidualMPPIConfig:
 class PlannerState:
     """Numbers of the planner that may vary without a new compilation.
 
-    Nothing else carries over from step to step: the nominal plan is made from the prior each time.
+    Nothing else carries over from step to step, but for a warm start the commands of the last plan:
+    the nominal plan is made from the prior each time.
     """
 
     discount: jax.Array  # []
@@ -159,16 +165,17 @@ class PlannerState:
 class Plan(NamedTuple):
     action: jax.Array  # [A] to be executed, the first of `actions`
     actions: jax.Array  # [T, A]
-    weights: (
-        jax.Array
-    )  # [K] of the last samples, sum 1; the first is the plan they were drawn around
+    commands: jax.Array  # [T, A] the same, or with feedback what is added to the prior's modes
+    weights: jax.Array  # [K] of the last samples, sum 1; the first is the plan they were drawn around
     effective_samples: jax.Array  # [] 1 where a single sample decides, K where all count the same
     rejected: jax.Array  # [] share of the samples whose score was not finite
 
 
 class Planner(NamedTuple):
     init: Callable[[ModelState], PlannerState]  # (example state) -> PlannerState
-    plan: Callable[[PlannerState, ModelState, Key], Plan]  # one state, vmap for more
+    # (numbers, state, key, commands of the last step's plan [T, A], only for a warm start) -> Plan;
+    # one state, vmap for more
+    plan: Callable[..., Plan]
 
 
 def make_residual_mppi(
@@ -254,10 +261,14 @@ def make_residual_mppi(
             total += numbers.reward_weight * numbers.discount**config.horizon * _given(value)(end)
         return actions, taken, total
 
-    def plan(numbers: PlannerState, state: ModelState, key: Key) -> Plan:
+    def plan(
+        numbers: PlannerState, state: ModelState, key: Key, last: jax.Array | None = None
+    ) -> Plan:
         action_size = numbers.noise_std.shape[-1]
         if config.feedback:
             nominal = jnp.zeros((config.horizon, action_size))
+            if config.warm_start and last is not None:
+                nominal = nominal.at[:-1].set(last[1:])
         else:
             nominal = nominal_plan(state, action_size)
         chex.assert_shape(nominal, (config.horizon, action_size))
@@ -268,6 +279,8 @@ def make_residual_mppi(
             noise = jax.random.normal(key, (num_samples, *planned.shape))
             noise = noise_std * _remembering(noise, config.noise_memory)
             noise = noise.at[0].set(0.0)  # the present plan is a candidate
+            if config.warm_start and num_samples > 1:
+                noise = noise.at[1].set(-planned)  # and the prior's own
             rollouts = jax.vmap(rollout, in_axes=(None, None, 0))
             _, taken, scores = rollouts(numbers, state, planned + noise)
             # Where the model diverges, what the prior would do there is no number either.
@@ -292,6 +305,7 @@ def make_residual_mppi(
         return Plan(
             action=actions[0],
             actions=actions,
+            commands=planned,
             weights=weights,
             effective_samples=effective_sample_size(weights),
             rejected=jnp.mean(~jnp.isfinite(scores)),

@@ -84,6 +84,8 @@ class Customise:
         return dataclasses.replace(
             RACING,
             variant=self.variant,
+            feedback=RACING.feedback and self.variant != "full",  # which has no prior to add to
+            warm_start=RACING.warm_start and self.variant != "full",
             horizon=self.horizon,
             num_samples=self.samples,
             num_iterations=self.rounds,

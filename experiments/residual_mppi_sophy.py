@@ -9,7 +9,8 @@ a margin. Per seed (of the motion model, the starts and the planner's noise):
 
     model       learns the motion model from drives of the prior
     zero_shot   drives with Residual-MPPI, for several weights omega' of the prior
-    others      drives with greedy MPPI (no score of the prior) and guided (the task's reward)
+    others      drives with greedy MPPI (no score of the prior), guided (the task's reward), in open
+                loop, and as published (one round of as many samples, white noise, signed term)
     few_shot    drives 100 laps at the chosen omega', fine-tunes the model on them, drives again
     wishes      drives with other add-ons: a speed limit in a zone, calm steering
     sac         trains the prior on for omega' log pi + r_R (Residual-SAC), and drives
@@ -66,6 +67,18 @@ from projects.sophy.time_trial import TimeTrial, with_calm_starts
 STAGES = ("model", "zero_shot", "others", "few_shot", "wishes", "sac")
 MARGIN = "margin:0.5"
 WISHES = ("speed_limit:600:900:120", "calm")
+OTHERS: dict[str, dict[str, Any]] = {
+    "greedy": {"variant": "greedy"},
+    "guided": {"variant": "guided"},
+    "open_loop": {"feedback": False},
+    "as_published": {
+        "feedback": False,
+        "importance": "signed",
+        "num_samples": RACING.num_iterations * RACING.num_samples,
+        "num_iterations": 1,
+        "noise_memory": 0.0,
+    },
+}
 MODEL_SEED = 5_000_000  # the seed 0 is the committed model's
 DRIVE_SEED = 9_100_000  # starts and noise of the drives that are reported; tuning never saw them
 FEW_SHOT_SEED = 9_500_000
@@ -81,7 +94,7 @@ class ResidualSophy:
     planner: ResidualMPPIConfig = RACING  # its prior_weight is the omega' of all other drives
     cars: int = 2  # per drive, each from a start of its own
     laps: int = 1  # flying laps of each car
-    few_shot_cars: int = 20  # that drive for the fine-tuning
+    few_shot_cars: int = 15  # that drive for the fine-tuning, with run-in and rest some 7 laps each
     few_shot_laps: int = 5  # of each
     sac_laps: tuple[int, ...] = (100, 400)  # laps' worth of steps that Residual-SAC may train on
     out: str = "runs/residual_mppi_sophy"  # where results go
@@ -282,8 +295,8 @@ def work(laboratory: Laboratory, seed: int) -> None:
                 name = f"residual-{omega:g}"
                 laboratory.plan_and_drive(name, seed, model, prior_weight=omega)
         if "others" in stages:
-            for variant in ("greedy", "guided"):
-                laboratory.plan_and_drive(variant, seed, model, variant=variant)
+            for name, changes in OTHERS.items():
+                laboratory.plan_and_drive(name, seed, model, **changes)
         if "few_shot" in stages:
             laboratory.plan_and_drive("few_shot", seed, laboratory.fine_tuned(seed))
         if "wishes" in stages:
@@ -351,7 +364,7 @@ def draw(out: Path, results: dict[str, list[dict[str, Any]]], env: TimeTrial, se
     num_seeds = min((len(pairs(name)) for name in along), default=0)
     curve = {"Residual-MPPI, zero-shot, along omega'": [pairs(name)[:num_seeds] for name in along]}
     named = {"prior": "prior", "few_shot": "Residual-MPPI, few-shot", "greedy": "greedy"}
-    named |= {"guided": "guided"}
+    named |= {"guided": "guided", "open_loop": "in open loop", "as_published": "as published"}
     named |= {n: f"Residual-SAC, {n[3:]} laps" for n in results if n.startswith("sac")}
     points = {label: pairs(name) for name, label in named.items() if len(pairs(name))}
     figure = trade_off(

@@ -16,9 +16,14 @@ from projects.sophy.drive import CircuitOutline, Drive, ReferenceProfile
 from projects.sophy.time_trial import CONTROL_STEP, DriveState, TimeTrial
 from projects.sophy.track import Track
 
-Control = Callable[[Any, State, Key], jax.Array]  # (params, state, key) -> action [2]
-
 SLACK = 1.15  # time given to a lap, in lap times of the reference
+
+
+class Control(NamedTuple):
+    """Who drives: a policy, a planner."""
+
+    act: Callable[..., tuple[jax.Array, Any]]  # (params, memory, State, key) -> (action [2], memory)
+    memory: Any = ()  # at a start
 
 
 class Laps(NamedTuple):
@@ -63,7 +68,7 @@ def record(state: State) -> dict[str, jax.Array]:
 
 def driven_by(policy: Policy) -> Control:
     """A policy bundle at the wheel; the parameters are the policy's."""
-    return lambda params, state, key: policy.apply(params, named_obs(state))
+    return Control(lambda params, memory, state, key: (policy.apply(params, named_obs(state)), ()))
 
 
 def make_driver(
@@ -83,18 +88,22 @@ def make_driver(
     reference_time = float(env.reference.lap_time)
     num_steps = int(np.ceil((num_laps + 1) * SLACK * reference_time / CONTROL_STEP))
 
-    def step(params: Any, state: State, key: Key) -> tuple[State, dict[str, jax.Array]]:
-        action = control(params, state, key)
+    def step(params: Any, carry: tuple[State, Any], key: Key):
+        state, memory = carry
+        action, memory = control.act(params, memory, state, key)
         after = env.step(state, action)
-        return after, trace(state, after, action)
+        return (after, memory), trace(state, after, action)
 
     @jax.jit
     def rollout(params: Any, keys: Key) -> dict[str, jax.Array]:
-        def steps(states: State, number: jax.Array):
+        def steps(carry: tuple[State, Any], number: jax.Array):
             folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
-            return jax.vmap(step, in_axes=(None, 0, 0))(params, states, folded)
+            return jax.vmap(step, in_axes=(None, 0, 0))(params, carry, folded)
 
-        return jax.lax.scan(steps, jax.vmap(env.reset)(keys), jnp.arange(num_steps))[1]
+        def start(key: Key) -> tuple[State, Any]:
+            return env.reset(key), control.memory
+
+        return jax.lax.scan(steps, jax.vmap(start)(keys), jnp.arange(num_steps))[1]
 
     return rollout
 

@@ -8,6 +8,7 @@ prior is the driver's policy, squashed normal and all.
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from core_rl.dynamics import Dynamics, DynamicsState
@@ -22,6 +23,7 @@ from core_rl.residual_mppi import (
 )
 from core_rl.types import Agent, Key, Obs
 from projects.sophy.addons import Addon
+from projects.sophy.laps import Control
 from projects.sophy.model import drive_dynamics
 from projects.sophy.observation import observe
 from projects.sophy.reward import reward_terms, weighted_sum
@@ -54,8 +56,8 @@ class Planned(NamedTuple):
 
 class PlanningDriver(NamedTuple):
     init: Any  # (model state, agent state) -> Planned; raises UserError for what does not fit
-    plan: Any  # (Planned, DriveState, key) -> Plan
-    control: Any  # (Planned, State, key) -> action [2], as `laps.make_driver` takes it
+    plan: Any  # (Planned, DriveState, key, commands of the last plan or None) -> Plan
+    control: Control  # its params are `Planned`, its memory the commands of the last plan
 
 
 def make_planning_driver(
@@ -84,10 +86,12 @@ def make_planning_driver(
         numbers = planner(model_state, agent_state).init(example)
         return Planned(numbers, model_state, agent_state)
 
-    def plan(planned: Planned, drive: DriveState, key: Key) -> Plan:
-        return planner(planned.model, planned.agent).plan(planned.numbers, drive, key)
+    def plan(planned: Planned, drive: DriveState, key: Key, last: Array | None = None) -> Plan:
+        return planner(planned.model, planned.agent).plan(planned.numbers, drive, key, last)
 
-    def control(planned: Planned, state: State, key: Key) -> Array:
-        return plan(planned, state.pipeline_state, key).action  # pyright: ignore[reportArgumentType]
+    def act(planned: Planned, last: Array, state: State, key: Key) -> tuple[Array, Array]:
+        made = plan(planned, state.pipeline_state, key, last)  # pyright: ignore[reportArgumentType]
+        return made.action, made.commands
 
-    return PlanningDriver(init, plan, control)
+    memory = jnp.zeros((config.horizon, env.action_size))
+    return PlanningDriver(init, plan, Control(act, memory))

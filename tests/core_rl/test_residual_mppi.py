@@ -257,6 +257,29 @@ def test_feedback_plans_better_where_errors_grow():
     assert cost(True) < 0.65
 
 
+def test_warm_start_keeps_the_last_plan_unless_the_priors_is_better():
+    # With next to no noise and temperature only the two candidates count: what the last plan
+    # added, moved on by a step, and nothing. The reward is for the action alone, whose best is 0.4
+    # above the prior's: the last plan wins when it added 0.4 and loses when it added -0.4.
+    config, planner, numbers, state = linear_planner(
+        lambda state, action, after: -((action[0] - GAIN * state[0] - 0.4) ** 2),
+        variant="greedy",
+        importance="none",
+        feedback=True,
+        warm_start=True,
+        num_samples=16,
+        temperature=1e-6,
+        noise_std=(1e-6,),
+    )
+    plan = compiled(planner.plan)
+    for added, kept in ((0.4, [0.4, 0.4, 0.0]), (-0.4, [0.0, 0.0, 0.0])):
+        last = jnp.array([[7.0], [added], [added]])
+        commands = plan(numbers, state, KEY, last).commands[:, 0]
+        np.testing.assert_allclose(commands, kept, atol=1e-5)
+    cold = plan(numbers, state, KEY)
+    np.testing.assert_allclose(cold.actions[:, 0], nominal_by_hand(config), atol=1e-5)
+
+
 def test_noise_with_memory_is_as_large_and_correlated():
     # AR(1) with variance 1: the correlation after two steps is memory^2. 40,000 draws: a deviation
     # of 0.005 each, five of them are allowed.
@@ -524,6 +547,7 @@ def test_log_prior_weighs_samples_as_reward_and_value_do():
         ({"variant": "best"}, "variant must be one of residual, greedy"),
         ({"feedback": True}, "feedback must be off unless importance is none"),
         ({"feedback": True, "importance": "none", "variant": "full"}, "feedback must be off"),
+        ({"warm_start": True}, "warm_start must be off unless feedback is on"),
         ({"importance": "squared"}, "importance must be one of signed, absolute, none"),
     ],
 )
