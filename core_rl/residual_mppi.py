@@ -166,7 +166,9 @@ class Plan(NamedTuple):
     action: jax.Array  # [A] to be executed, the first of `actions`
     actions: jax.Array  # [T, A]
     commands: jax.Array  # [T, A] the same, or with feedback what is added to the prior's modes
-    weights: jax.Array  # [K] of the last samples, sum 1; the first is the plan they were drawn around
+    weights: (
+        jax.Array
+    )  # [K] of the last samples, sum 1; the first is the plan they were drawn around
     effective_samples: jax.Array  # [] 1 where a single sample decides, K where all count the same
     rejected: jax.Array  # [] share of the samples whose score was not finite
 
