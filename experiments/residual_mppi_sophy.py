@@ -70,9 +70,10 @@ WISHES = ("speed_limit:600:900:120", "calm")
 OTHERS: dict[str, dict[str, Any]] = {
     "greedy": {"variant": "greedy"},
     "guided": {"variant": "guided"},
-    "open_loop": {"feedback": False},
+    "open_loop": {"feedback": False, "warm_start": False},
     "as_published": {
         "feedback": False,
+        "warm_start": False,
         "importance": "signed",
         "num_samples": RACING.num_iterations * RACING.num_samples,
         "num_iterations": 1,
@@ -90,9 +91,9 @@ class ResidualSophy:
     stages: tuple[str, ...] = STAGES  # which to do
     num_seeds: int = 3
     first_seed: int = 0
-    omegas: tuple[float, ...] = (0.03, 0.01, 0.003, 0.001)  # omega' of the zero-shot drives
+    omegas: tuple[float, ...] = (0.01, 0.005, 0.003, 0.002, 0.001)  # omega' of the zero-shot drives
     planner: ResidualMPPIConfig = RACING  # its prior_weight is the omega' of all other drives
-    cars: int = 2  # per drive, each from a start of its own
+    cars: int = 4  # per drive, each from a start of its own
     laps: int = 1  # flying laps of each car
     few_shot_cars: int = 15  # that drive for the fine-tuning, with run-in and rest some 7 laps each
     few_shot_laps: int = 5  # of each
