@@ -62,9 +62,15 @@ POLICIES = {
     "return": "projects/ace/policies/return",
 }
 NUM_DECISIONS = 3000
-NUM_PLANS = 200
+NUM_PLANS = 1000
 PLAN_SIZES = ((256, 8), (512, 10), (1024, 10), (4096, 10))  # samples and horizon of plain MPPI
-RACING_SIZES = ((8, 128, 10), (4, 128, 10), (4, 64, 8), (1, 256, 8))  # rounds, samples, horizon
+RACING_SIZES = (
+    (2, 64, 12),
+    (2, 128, 12),
+    (4, 128, 12),
+    (4, 256, 12),
+    (1, 512, 12),
+)  # rounds, samples, horizon
 PLAIN_STATE, PLAIN_ACTION, PLAIN_HIDDEN = 34, 2, 128  # sizes of the motion model of a car
 
 
@@ -228,7 +234,8 @@ def racing_plan_times() -> dict[str, dict[str, float]]:
         planned = driver.init(model_state, agent_state)
         plan = jax.jit(driver.plan)
         keys = list(jax.random.split(jax.random.key(0), NUM_PLANS + 5))
-        seconds = [timed(lambda key=key: plan(planned, drive, key)) for key in keys]  # noqa: B023
+        last = driver.control.memory
+        seconds = [timed(lambda key=key: plan(planned, drive, key, last)) for key in keys]  # noqa: B023
         times[f"{rounds} x {samples} samples, {horizon} steps"] = in_milliseconds(seconds[5:])
     return times
 

@@ -40,7 +40,7 @@ from projects.sophy.drive import show_time
 from projects.sophy.laps import Control, Laps, driven_by, flying, make_driver, outline_of, record
 from projects.sophy.laps import summarise as summarise_laps
 from projects.sophy.model import clearance, learn_model
-from projects.sophy.planning import RACING, make_planning_driver
+from projects.sophy.planning import RACING, make_planning_driver, with_prior_weight
 from projects.sophy.render import Shown, comparison
 from projects.sophy.time_trial import DriveState, TimeTrial, with_calm_starts
 
@@ -59,7 +59,7 @@ class Customise:
     horizon: int = RACING.horizon  # steps of 0.1 s planned ahead
     samples: int = RACING.num_samples  # plans scored per round
     rounds: int = RACING.num_iterations  # of sampling per step
-    temperature: float = RACING.temperature  # lambda: lower follows the best samples more closely
+    temperature: float | None = None  # lambda, low follows few samples; none: 0.15, or 50 omega
     circuit: str = ""  # built-in name, generated:SEED or a path; empty: as trained
     car: str = ""  # a car of the catalogue; empty: as trained
     laps: int = 1  # flying laps of each car
@@ -81,16 +81,16 @@ class Customise:
 
     @property
     def planner(self) -> ResidualMPPIConfig:
+        planner = with_prior_weight(RACING, self.omega)
         return dataclasses.replace(
-            RACING,
+            planner,
             variant=self.variant,
             feedback=RACING.feedback and self.variant != "full",  # which has no prior to add to
             warm_start=RACING.warm_start and self.variant != "full",
             horizon=self.horizon,
             num_samples=self.samples,
             num_iterations=self.rounds,
-            temperature=self.temperature,
-            prior_weight=self.omega,
+            temperature=planner.temperature if self.temperature is None else self.temperature,
         )
 
 

@@ -60,7 +60,7 @@ from projects.sophy.addons import parse_addon
 from projects.sophy.drive import Drive
 from projects.sophy.laps import driven_by, make_driver, outline_of
 from projects.sophy.model import episodes_of, learn_model, motion_model, observed_step
-from projects.sophy.planning import RACING, make_planning_driver
+from projects.sophy.planning import RACING, make_planning_driver, with_prior_weight
 from projects.sophy.render import Shown, comparison, trade_off
 from projects.sophy.time_trial import TimeTrial, with_calm_starts
 
@@ -91,7 +91,14 @@ class ResidualSophy:
     stages: tuple[str, ...] = STAGES  # which to do
     num_seeds: int = 3
     first_seed: int = 0
-    omegas: tuple[float, ...] = (0.01, 0.005, 0.003, 0.002, 0.001)  # omega' of the zero-shot drives
+    omegas: tuple[float, ...] = (
+        0.03,
+        0.01,
+        0.005,
+        0.003,
+        0.002,
+        0.001,
+    )  # omega' of the zero-shot drives
     planner: ResidualMPPIConfig = RACING  # its prior_weight is the omega' of all other drives
     cars: int = 4  # per drive, each from a start of its own
     laps: int = 1  # flying laps of each car
@@ -163,15 +170,22 @@ class Laboratory:
         return driver, make_measure(self.env, addon, driver.control, self.config.laps)
 
     def plan_and_drive(
-        self, name: str, seed: int, model: DynamicsState, wish: str = MARGIN, **changes: Any
+        self,
+        name: str,
+        seed: int,
+        model: DynamicsState,
+        planner: ResidualMPPIConfig,
+        wish: str = MARGIN,
     ) -> None:
-        planner = dataclasses.replace(self.config.planner, **changes)
         # What is an array in the planner's state is not to compile anew.
-        static = dataclasses.replace(planner, prior_weight=0.0)
+        static = dataclasses.replace(planner, prior_weight=0.0, temperature=1.0)
         driver, measure = self.planned(static, wish)
         planned = driver.init(model, self.agent_state)
-        weight = jnp.asarray(planner.prior_weight, jnp.float32)
-        numbers = dataclasses.replace(planned.numbers, prior_weight=weight)
+        numbers = dataclasses.replace(
+            planned.numbers,
+            prior_weight=jnp.asarray(planner.prior_weight, jnp.float32),
+            temperature=jnp.asarray(planner.temperature, jnp.float32),
+        )
         self.drive(name, seed, planned._replace(numbers=numbers), measure, planner)
 
     def prior(self, name: str, seed: int, wish: str = MARGIN, policy: Any = None) -> None:
@@ -288,23 +302,25 @@ def sac_config(num_laps: int, seed: int, workdir: str) -> SophyTimeTrial:
 def work(laboratory: Laboratory, seed: int) -> None:
     """Everything that was asked for, of one seed."""
     config, stages = laboratory.config, laboratory.config.stages
+    planner = config.planner
     laboratory.prior("prior", seed)
     if set(stages) & {"model", "zero_shot", "others", "few_shot", "wishes"}:
         model = laboratory.model(seed)
         if "zero_shot" in stages:
-            for omega in sorted({*config.omegas, config.planner.prior_weight}):
-                name = f"residual-{omega:g}"
-                laboratory.plan_and_drive(name, seed, model, prior_weight=omega)
+            for omega in sorted({*config.omegas, planner.prior_weight}):
+                weighted = with_prior_weight(planner, omega)
+                laboratory.plan_and_drive(f"residual-{omega:g}", seed, model, weighted)
         if "others" in stages:
             for name, changes in OTHERS.items():
-                laboratory.plan_and_drive(name, seed, model, **changes)
+                changed = dataclasses.replace(planner, **changes)
+                laboratory.plan_and_drive(name, seed, model, changed)
         if "few_shot" in stages:
-            laboratory.plan_and_drive("few_shot", seed, laboratory.fine_tuned(seed))
+            laboratory.plan_and_drive("few_shot", seed, laboratory.fine_tuned(seed), planner)
         if "wishes" in stages:
             for wish in WISHES:
                 name = wish.split(":")[0]
                 laboratory.prior(f"{name}-prior", seed, wish)
-                laboratory.plan_and_drive(f"{name}-residual", seed, model, wish)
+                laboratory.plan_and_drive(f"{name}-residual", seed, model, planner, wish)
     if "sac" in stages:
         for num_laps in config.sac_laps:
             laboratory.residual_sac(seed, num_laps)

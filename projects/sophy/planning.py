@@ -5,6 +5,7 @@ sees the world through the learned motion model and the known map (`projects.sop
 prior is the driver's policy, squashed normal and all.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -31,8 +32,7 @@ from projects.sophy.time_trial import CONTROL_STEP, DriveState, TimeTrial
 
 # Beyond the paper's algorithm: what is planned is added to the prior's own reaction and kept from
 # step to step, the noise remembers, there are two rounds of it and no importance term. Tuned on
-# starts that nothing that is reported uses; docs/residual_mppi.md says what else was tried. A
-# temperature of less than some 50 prior weights follows few samples, and loses cars.
+# starts that nothing that is reported uses; docs/residual_mppi.md says what else was tried.
 RACING = ResidualMPPIConfig(
     importance="none",
     feedback=True,
@@ -47,6 +47,13 @@ RACING = ResidualMPPIConfig(
     temperature=0.15,
     prior_weight=0.003,
 )
+
+
+def with_prior_weight(config: ResidualMPPIConfig, prior_weight: float) -> ResidualMPPIConfig:
+    """Another omega', with a temperature of at least 50 omega': with less the few samples of the
+    highest log-density decide, the plan jumps between them, and cars are lost."""
+    temperature = max(config.temperature, 50.0 * prior_weight)
+    return dataclasses.replace(config, prior_weight=prior_weight, temperature=temperature)
 
 
 class Planned(NamedTuple):
