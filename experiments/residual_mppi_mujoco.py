@@ -126,7 +126,7 @@ COMMON = ("prior", "greedy", "full", "guided", "valued", "residual")
 
 
 def _planner(noise_std: float, **changes: Any) -> ResidualMPPIConfig:
-    """Four rounds of 64 samples find better plans than one of 512, and stand for thousands."""
+    """Four rounds of 64 samples found better plans than one of 512 (docs/residual_mppi.md)."""
     base = ResidualMPPIConfig(
         num_samples=64, num_iterations=4, noise_std=(noise_std,), importance="none"
     )
