@@ -30,7 +30,7 @@ agree, in a step they do not. `valued` takes for the value the mean of the more 
 the prior's mode, without the entropy of what it would have sampled.
 
 The simulator, its rewards' scale and the priors are others than the paper's, and a plan is chosen
-from 128 samples instead of thousands: compare orders, not numbers.
+in four rounds of 64 samples instead of one of thousands: compare orders, not numbers.
 """
 
 import dataclasses
@@ -98,6 +98,7 @@ class Task:
     planner: ResidualMPPIConfig  # of `residual`; the variants replace what sets them apart
     published: Mapping[str, tuple[float, float]]  # variant -> total reward in the paper, +-
     extra: tuple[str, ...] = ()  # variants beside the common ones
+    dt: float = 0.05  # [s] that a step of the environment lasts
 
     def reward(self, obs: jax.Array, action: jax.Array, after: jax.Array) -> jax.Array:
         """The reward of the prior's task `[]`, as far as observations tell."""
@@ -124,9 +125,11 @@ VARIANTS: dict[str, Variant] = {
 COMMON = ("prior", "greedy", "full", "guided", "valued", "residual")
 
 
-def _planner(covariance: float, **changes: Any) -> ResidualMPPIConfig:
-    """The samples' noise is published as a variance."""
-    base = ResidualMPPIConfig(num_samples=128, noise_std=(covariance**0.5,))
+def _planner(noise_std: float, **changes: Any) -> ResidualMPPIConfig:
+    """Four rounds of 64 samples found better plans than one of 512 (docs/residual_mppi.md)."""
+    base = ResidualMPPIConfig(
+        num_samples=64, num_iterations=4, noise_std=(noise_std,), importance="none"
+    )
     return dataclasses.replace(base, **changes)
 
 
@@ -138,8 +141,8 @@ TASKS: dict[str, Task] = {
         forward=13,
         alive=1.0,
         control=0.5,
-        # Tuned (docs/residual_mppi.md); published: covariance 0.005, lambda 5e-3, signed.
-        planner=_planner(0.04, horizon=5, temperature=0.05, prior_weight=1e-2, importance="none"),
+        # Tuned (docs/residual_mppi.md); published: deviation 0.07, lambda 5e-3, omega' 1e-2.
+        planner=_planner(0.2, horizon=5, temperature=0.2, prior_weight=0.03),
         published={
             "greedy": (6104.2, 1532.0),
             "guided": (5485.0, 1773.0),
@@ -153,12 +156,13 @@ TASKS: dict[str, Task] = {
         forward=5,
         alive=1.0,
         control=1e-3,
-        planner=_planner(0.005, horizon=8, temperature=1e-5, prior_weight=2e-7),
+        planner=_planner(0.07, horizon=8, temperature=1e-5, prior_weight=2e-7),
         published={
             "greedy": (7367.0, 199.4),
             "guided": (6146.0, 1605.0),
             "residual": (7363.0, 254.9),
         },
+        dt=0.008,
     ),
     "halfcheetah": Task(
         env="brax:halfcheetah:spring",
@@ -166,7 +170,7 @@ TASKS: dict[str, Task] = {
         forward=8,
         alive=0.0,
         control=0.1,
-        planner=_planner(0.017, horizon=2, temperature=5e-5, prior_weight=1e-7),
+        planner=_planner(0.13, horizon=2, temperature=5e-5, prior_weight=1e-7),
         published={
             "greedy": (1939.9, 134.7),
             "guided": (1821.0, 285.0),
@@ -179,8 +183,9 @@ TASKS: dict[str, Task] = {
         forward=3,
         alive=0.0,
         control=1e-4,
-        planner=_planner(0.02, horizon=5, temperature=1e-4, prior_weight=1e-4),
+        planner=_planner(0.14, horizon=5, temperature=1e-4, prior_weight=1e-4),
         published={"greedy": (-58.9, 5.4), "residual": (-60.0, 5.2)},
+        dt=0.04,
     ),
 }
 
@@ -190,7 +195,8 @@ class PlannerOverrides:
     """What stands for the tasks' own settings of the planner, in all variants."""
 
     horizon: int | None = None  # steps that are planned ahead; none: the task's own
-    num_samples: int | None = None  # plans that are scored; none: the task's own
+    num_samples: int | None = None  # plans that are scored per iteration; none: the task's own
+    num_iterations: int | None = None  # rounds of sampling; none: the task's own
     discount: float | None = None  # per step of the horizon; none: the task's own
     temperature: float | None = None  # lambda; none: the task's own
     prior_weight: float | None = None  # omega', of log pi; none: the task's own
@@ -215,16 +221,18 @@ class PlannerOverrides:
 class RecordingConfig:
     """Episodes of the prior, from which its dynamics are learnt."""
 
-    num_envs: int = 64  # environments in parallel
-    num_steps: int = 500  # steps of each
-    noise: float = 0.1  # standard deviation of what is added to the prior's samples
+    num_envs: int = 128  # environments in parallel
+    num_steps: int = 1000  # steps of each
+    # Standard deviations of what is added to the prior's samples, by environments in turn: the
+    # model must know what plans off the prior's own lead to.
+    noise: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
 
     def __post_init__(self):
         for name in ("num_envs", "num_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.noise >= 0:
-            raise ValueError(f"noise must not be negative, got {self.noise}")
+        if not self.noise or not all(noise >= 0 for noise in self.noise):
+            raise ValueError(f"noise must be numbers that are not negative, got {self.noise}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,23 +247,25 @@ class ResidualMPPIMujoco:
     json: bool = False  # print one JSON object
     planner: PlannerOverrides = PlannerOverrides()
     recording: RecordingConfig = RecordingConfig()
-    # Small networks: on one core a planner asks the model 640 times per step, and the prior too.
-    dynamics: DynamicsConfig = DynamicsConfig(hidden=(128, 128, 128), num_epochs=20)
-    # A learned temperature keeps the prior stochastic: the information is in its log-density.
+    # Small networks: on one core a planner asks the model 1,280 times per step, and the prior too.
+    dynamics: DynamicsConfig = DynamicsConfig(hidden=(256, 256), batch_size=512, num_epochs=8)
+    # The entropy is far above the usual -1 per entry: the prior's log-density must say something
+    # about actions around its own, and it must not fall where a plan pushes it aside. The discount
+    # is per 0.05 s here.
     agent: QRSACConfig = QRSACConfig(
         hidden=(128, 128),
         num_quantiles=8,
         n_step=1,
-        discount=0.97,
+        discount=0.98,
         actor_lr=6e-4,
         critic_lr=6e-4,
-        lr_decay_updates=60_000,
-        target_entropy_per_dim=-0.5,
+        lr_decay_updates=100_000,
+        target_entropy_per_dim=0.0,
         alpha=0.1,
         batch_size=128,
     )
     train: TrainConfig = TrainConfig(
-        num_envs=32, warmup_steps=128, replay_capacity=500_000, num_epochs=60
+        num_envs=32, warmup_steps=128, replay_capacity=500_000, num_epochs=100
     )
     run: RunConfig = RunConfig(evaluate_every=20, checkpoint_every=20)
 
@@ -397,9 +407,11 @@ def directory_of(config: ResidualMPPIMujoco, task: str, seed: int) -> Path:
 
 def prior_config(config: ResidualMPPIMujoco, task: str, seed: int) -> BraxExperiment:
     """The training of one prior; episodes there last as long as brax's own."""
+    # The same horizon in seconds for all tasks: their steps differ sixfold.
+    discount = config.agent.discount ** (TASKS[task].dt / 0.05)
     return BraxExperiment(
         env=TASKS[task].env,
-        agent=config.agent,
+        agent=dataclasses.replace(config.agent, discount=discount),
         train=config.train,
         run=config.run,
         seed=seed,
@@ -529,15 +541,27 @@ def interval(values: np.ndarray) -> float | None:
     return float(stats.t.ppf(0.975, values.size - 1) * deviation)
 
 
-def summarise(sums: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What `--json` prints of the sums `[S, N]` of one variant."""
+def summarise(
+    sums: Mapping[str, np.ndarray], residual: Mapping[str, np.ndarray] | None = None
+) -> dict[str, Any]:
+    """What `--json` prints of the sums `[S, N]` of one variant.
+
+    Args:
+      residual: those of the variant of that name, whose episodes have the same starts; `gain` is
+        what its total is above.
+    """
+    total = sums["basic"] + sums["addon"]
+    parts = {"basic": sums["basic"], "addon": sums["addon"], "total": total}
+    if residual is not None:
+        parts["gain"] = residual["basic"] + residual["addon"] - total
     row: dict[str, Any] = {}
-    parts = {"basic": sums["basic"], "addon": sums["addon"], "total": sums["basic"] + sums["addon"]}
     for name, values in parts.items():
+        means = values.mean(axis=1)
         row[name] = {
             "mean": float(values.mean()),
             "half_interval": interval(values),
-            "seeds": [round(float(mean), 1) for mean in values.mean(axis=1)],
+            "seeds": [round(float(mean), 1) for mean in means],
+            "seeds_half_interval": interval(means),
         }
     row["steps"] = float(sums["steps"].mean())
     for name in ("effective_samples", "distance"):
@@ -546,29 +570,34 @@ def summarise(sums: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def table(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    def part(entry: Mapping[str, Any]) -> str:
+    def part(entry: Mapping[str, Any] | None) -> str:
+        if entry is None:
+            return f"{'-':>9}{'':9}"
         half = entry["half_interval"]
         return f"{entry['mean']:9.1f} ± {'-' if half is None else f'{half:.1f}':<6}"
 
     lines = [
-        f"{'task':<12} {'variant':<34} {'basic':>12} {'add-on':>17} {'total':>17}"
-        f"     {'steps':>5}  {'the paper':>16}  total of each seed"
+        f"{'task':<12} {'variant':<34} {'basic':>12} {'add-on':>17} {'total':>17} "
+        f"{'residual less it':>20} {'steps':>10}  {'the paper':>16}  total of each seed"
     ]
     for task, rows in results.items():
         for name, row in rows.items():
             paper = TASKS[task].published.get(name)
             published = f"{paper[0]:.1f} ± {paper[1]:.1f}" if paper else "-"
             seeds = " ".join(f"{mean:.0f}" for mean in row["total"]["seeds"])
+            over_seeds = row["total"]["seeds_half_interval"]
             lines.append(
                 f"{task:<12} {VARIANTS[name].what:<34} "
                 f"{part(row['basic'])} {part(row['addon'])} {part(row['total'])} "
-                f"{row['steps']:5.0f}  {published:>16}  {seeds}"
+                f"{part(row.get('gain'))} {row['steps']:8.0f}  {published:>16}  {seeds}"
+                + (f" ± {over_seeds:.0f}" if over_seeds is not None else "")
             )
     return "\n".join(
         [
             *lines,
             "±: 95 % interval over episodes, which share one prior per seed and so are not "
-            "independent",
+            "independent; in the last column over seeds",
+            "residual less it: paired by start",
             "the paper: another simulator and other priors; ± there is a standard deviation",
         ]
     )
@@ -617,8 +646,10 @@ def main(config: ResidualMPPIMujoco) -> int:
                 return prior
             learnt[seed] = prior, learn_dynamics(config, task, seed, env, agent, prior)
         names: Sequence[str] = config.variants or (*COMMON, *TASKS[task].extra)
+        sums = {name: evaluate(config, task, name, learnt, env, agent) for name in names}
         results[task] = {
-            name: summarise(evaluate(config, task, name, learnt, env, agent)) for name in names
+            name: summarise(own, None if name == "residual" else sums.get("residual"))
+            for name, own in sums.items()
         }
     print(json.dumps(results) if config.json else table(results))
     picture = Path(config.out) / "totals.png"

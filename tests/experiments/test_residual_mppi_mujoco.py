@@ -144,6 +144,12 @@ def test_interval_and_summary():
     }
     row = summarise(sums)
     assert row["total"]["mean"] == 3.5
+    # Of two seeds with 2.5 and 4.5: 1 degree of freedom, 12.706; deviation of the mean 1.
+    assert row["total"]["seeds_half_interval"] == pytest.approx(12.706, 1e-4)
+    assert "gain" not in row
+    better = {**sums, "basic": sums["basic"] + 2.0}
+    assert summarise(sums, better)["gain"]["mean"] == 2.0
+    assert summarise(sums, better)["gain"]["half_interval"] == 0.0
     assert row["total"]["seeds"] == [2.5, 4.5]
     assert row["effective_samples"] == 2.0
     assert row["steps"] == 2.5
