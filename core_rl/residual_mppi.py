@@ -166,9 +166,7 @@ class Plan(NamedTuple):
     action: jax.Array  # [A] to be executed, the first of `actions`
     actions: jax.Array  # [T, A]
     commands: jax.Array  # [T, A] the same, or with feedback what is added to the prior's modes
-    weights: (
-        jax.Array
-    )  # [K] of the last samples, sum 1; the first is the plan they were drawn around
+    weights: jax.Array  # [K] of the last samples, the first is what they were drawn around; sum 1
     effective_samples: jax.Array  # [] 1 where a single sample decides, K where all count the same
     rejected: jax.Array  # [] share of the samples whose score was not finite
 
@@ -270,6 +268,7 @@ def make_residual_mppi(
         if config.feedback:
             nominal = jnp.zeros((config.horizon, action_size))
             if config.warm_start and last is not None:
+                chex.assert_shape(last, nominal.shape)
                 nominal = nominal.at[:-1].set(last[1:])
         else:
             nominal = nominal_plan(state, action_size)
