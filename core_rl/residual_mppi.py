@@ -229,8 +229,8 @@ def make_residual_mppi(
         )
 
     def nominal_plan(state: ModelState, action_size: int) -> jax.Array:
-        """`[T, A]`"""
-        if not terms.prior_nominal:
+        """Commands `[T, A]` that follow the prior, or without one are zero."""
+        if config.feedback or not terms.prior_nominal:
             return jnp.zeros((config.horizon, action_size))
 
         def step(state: ModelState, _):
@@ -265,14 +265,11 @@ def make_residual_mppi(
         numbers: PlannerState, state: ModelState, key: Key, last: jax.Array | None = None
     ) -> Plan:
         action_size = numbers.noise_std.shape[-1]
-        if config.feedback:
-            nominal = jnp.zeros((config.horizon, action_size))
-            if config.warm_start and last is not None:
-                chex.assert_shape(last, nominal.shape)
-                nominal = nominal.at[:-1].set(last[1:])
-        else:
-            nominal = nominal_plan(state, action_size)
+        nominal = nominal_plan(state, action_size)
         chex.assert_shape(nominal, (config.horizon, action_size))
+        if config.warm_start and last is not None:
+            chex.assert_shape(last, nominal.shape)
+            nominal = nominal.at[:-1].set(last[1:])
 
         def improve(planned: jax.Array, now: tuple[Key, jax.Array]):
             key, scale = now

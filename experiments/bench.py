@@ -64,13 +64,8 @@ POLICIES = {
 NUM_DECISIONS = 3000
 NUM_PLANS = 1000
 PLAN_SIZES = ((256, 8), (512, 10), (1024, 10), (4096, 10))  # samples and horizon of plain MPPI
-RACING_SIZES = (
-    (2, 64, 12),
-    (2, 128, 12),
-    (4, 128, 12),
-    (4, 256, 12),
-    (1, 512, 12),
-)  # rounds, samples, horizon
+# Rounds, samples and horizon of the racing planner.
+RACING_SIZES = ((2, 64, 12), (2, 128, 12), (4, 128, 12), (4, 256, 12), (1, 512, 12))
 PLAIN_STATE, PLAIN_ACTION, PLAIN_HIDDEN = 34, 2, 128  # sizes of the motion model of a car
 
 

@@ -30,7 +30,7 @@ from core_rl.env import State
 from core_rl.launch import trained_agent
 from core_rl.policy import Policy, load_policy
 from core_rl.report import encode_png
-from core_rl.residual_mppi import ResidualMPPIConfig, Variant
+from core_rl.residual_mppi import VARIANTS, ResidualMPPIConfig, Variant
 from core_rl.tracking import open_workdir
 from core_rl.types import Agent, Key
 from experiments.sophy_demo import BUNDLE
@@ -40,7 +40,7 @@ from projects.sophy.drive import show_time
 from projects.sophy.laps import Control, Laps, driven_by, flying, make_driver, outline_of, record
 from projects.sophy.laps import summarise as summarise_laps
 from projects.sophy.model import clearance, learn_model
-from projects.sophy.planning import RACING, make_planning_driver, with_prior_weight
+from projects.sophy.planning import OPEN_LOOP, RACING, make_planning_driver, with_prior_weight
 from projects.sophy.render import Shown, comparison
 from projects.sophy.time_trial import DriveState, TimeTrial, with_calm_starts
 
@@ -85,12 +85,11 @@ class Customise:
         return dataclasses.replace(
             planner,
             variant=self.variant,
-            feedback=RACING.feedback and self.variant != "full",  # which has no prior to add to
-            warm_start=RACING.warm_start and self.variant != "full",
             horizon=self.horizon,
             num_samples=self.samples,
             num_iterations=self.rounds,
             temperature=planner.temperature if self.temperature is None else self.temperature,
+            **({} if VARIANTS[self.variant].prior_nominal else OPEN_LOOP),
         )
 
 

@@ -60,7 +60,7 @@ from projects.sophy.addons import parse_addon
 from projects.sophy.drive import Drive
 from projects.sophy.laps import driven_by, make_driver, outline_of
 from projects.sophy.model import episodes_of, learn_model, motion_model, observed_step
-from projects.sophy.planning import RACING, make_planning_driver, with_prior_weight
+from projects.sophy.planning import OPEN_LOOP, RACING, make_planning_driver, with_prior_weight
 from projects.sophy.render import Shown, comparison, trade_off
 from projects.sophy.time_trial import TimeTrial, with_calm_starts
 
@@ -70,10 +70,9 @@ WISHES = ("speed_limit:600:900:120", "calm")
 OTHERS: dict[str, dict[str, Any]] = {
     "greedy": {"variant": "greedy"},
     "guided": {"variant": "guided"},
-    "open_loop": {"feedback": False, "warm_start": False},
+    "open_loop": OPEN_LOOP,
     "as_published": {
-        "feedback": False,
-        "warm_start": False,
+        **OPEN_LOOP,
         "importance": "signed",
         "num_samples": RACING.num_iterations * RACING.num_samples,
         "num_iterations": 1,
@@ -91,14 +90,7 @@ class ResidualSophy:
     stages: tuple[str, ...] = STAGES  # which to do
     num_seeds: int = 3
     first_seed: int = 0
-    omegas: tuple[float, ...] = (
-        0.03,
-        0.01,
-        0.005,
-        0.003,
-        0.002,
-        0.001,
-    )  # omega' of the zero-shot drives
+    omegas: tuple[float, ...] = (0.03, 0.01, 0.005, 0.003, 0.002, 0.001)  # omega' of zero_shot
     planner: ResidualMPPIConfig = RACING  # its prior_weight is the omega' of all other drives
     cars: int = 4  # per drive, each from a start of its own
     laps: int = 1  # flying laps of each car

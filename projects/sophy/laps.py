@@ -22,9 +22,8 @@ SLACK = 1.15  # time given to a lap, in lap times of the reference
 class Control(NamedTuple):
     """Who drives: a policy, a planner."""
 
-    act: Callable[
-        ..., tuple[jax.Array, Any]
-    ]  # (params, memory, State, key) -> (action [2], memory)
+    # (params, memory, State, key) -> (action [2], memory)
+    act: Callable[..., tuple[jax.Array, Any]]
     memory: Any = ()  # at a start
 
 

@@ -47,6 +47,8 @@ RACING = ResidualMPPIConfig(
     temperature=0.15,
     prior_weight=0.003,
 )
+# Replaced in RACING to plan as published, in open loop, or where there is no prior to add to.
+OPEN_LOOP = {"feedback": False, "warm_start": False}
 
 
 def with_prior_weight(config: ResidualMPPIConfig, prior_weight: float) -> ResidualMPPIConfig:
