@@ -170,20 +170,10 @@ def make_trainer(
             epoch=jnp.zeros((), jnp.int32),
         )
 
-    def iteration(state: TrainState, key: Key) -> tuple[TrainState, tuple[Metrics, Metrics]]:
-        act_key, update_key = jax.random.split(key)
-        action, carry = agent.act(state.agent, state.carry, named_obs(state.slots.state), act_key)
+    def collect(state: TrainState, key: Key) -> tuple[TrainState, Metrics]:
+        action, carry = agent.act(state.agent, state.carry, named_obs(state.slots.state), key)
         slots, transition, info = env_loop.step(state.slots, action)
         memory = replay.add(state.replay, transition, table_mask(info.state))
-        gamma = discount(state.agent)
-
-        def one_update(learner: Any, key: Key) -> tuple[Any, Metrics]:
-            sample_key, loss_key = jax.random.split(key)
-            return agent.update(learner, replay.sample(memory, sample_key, gamma), loss_key)
-
-        learner, losses = jax.lax.scan(
-            one_update, state.agent, jax.random.split(update_key, config.updates_per_step)
-        )
         experience = {
             **{name: jnp.mean(value) for name, value in info.state.metrics.items()},
             "reward": jnp.mean(transition.reward),
@@ -191,8 +181,25 @@ def make_trainer(
             "ended_return": jnp.sum(jnp.where(info.ended, info.episode_return, 0.0)),
             "ended_steps": jnp.sum(jnp.where(info.ended, info.num_steps, 0).astype(jnp.float32)),
         }
-        state = dataclasses.replace(state, agent=learner, carry=carry, replay=memory, slots=slots)
-        return state, (experience, jax.tree.map(jnp.mean, losses))
+        return dataclasses.replace(state, carry=carry, replay=memory, slots=slots), experience
+
+    def learn(state: TrainState, key: Key) -> tuple[TrainState, Metrics]:
+        gamma = discount(state.agent)
+
+        def one_update(learner: Any, key: Key) -> tuple[Any, Metrics]:
+            sample_key, loss_key = jax.random.split(key)
+            return agent.update(learner, replay.sample(state.replay, sample_key, gamma), loss_key)
+
+        learner, losses = jax.lax.scan(
+            one_update, state.agent, jax.random.split(key, config.updates_per_step)
+        )
+        return dataclasses.replace(state, agent=learner), jax.tree.map(jnp.mean, losses)
+
+    def iteration(state: TrainState, key: Key) -> tuple[TrainState, tuple[Metrics, Metrics]]:
+        act_key, update_key = jax.random.split(key)
+        state, experience = collect(state, act_key)
+        state, losses = learn(state, update_key)
+        return state, (experience, losses)
 
     def epoch(state: TrainState) -> tuple[TrainState, Metrics]:
         """Metrics are means over the epoch: `train/*` of the updates, `rollout/*` of the steps.
@@ -203,15 +210,24 @@ def make_trainer(
         state, (experience, losses) = jax.lax.scan(
             iteration, state, jax.random.split(loop_key, config.steps_per_epoch)
         )
-        num_ended = jnp.sum(experience.pop("num_ended"))
-        ended_return = jnp.sum(experience.pop("ended_return")) / num_ended
-        ended_steps = jnp.sum(experience.pop("ended_steps")) / num_ended
         metrics = {
-            **{f"train/{name}": jnp.mean(value) for name, value in losses.items()},
-            **{f"rollout/{name}": jnp.mean(value) for name, value in experience.items()},
-            "rollout/episode_return": ended_return,
-            "rollout/episode_steps": ended_steps,
+            **summed_up(experience),
+            **{f"train/{k}": jnp.mean(v) for k, v in losses.items()},
         }
         return dataclasses.replace(state, key=next_key, epoch=state.epoch + 1), metrics
 
-    return Trainer(init=init, epoch=epoch)
+    return Trainer(init=init, epoch=epoch, collect=collect, learn=learn)
+
+
+def summed_up(experience: Metrics) -> Metrics:
+    """What `Trainer.collect` told of some steps, leaves [T], as metrics `rollout/*` of them all.
+
+    Returns and lengths of episodes are NaN when none ended.
+    """
+    num_ended = jnp.sum(experience["num_ended"])
+    sums = "num_ended", "ended_return", "ended_steps"
+    return {
+        **{f"rollout/{k}": jnp.mean(v) for k, v in experience.items() if k not in sums},
+        "rollout/episode_return": jnp.sum(experience["ended_return"]) / num_ended,
+        "rollout/episode_steps": jnp.sum(experience["ended_steps"]) / num_ended,
+    }

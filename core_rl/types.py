@@ -85,7 +85,13 @@ class Replay(NamedTuple):
 
 
 class Trainer(NamedTuple):
-    """`init` fills the replay with random actions; `epoch` is one compiled stretch of training."""
+    """`init` fills the replay with random actions; `epoch` is one compiled stretch of training.
+
+    An epoch alternates `collect`, one step of all environments, and `learn`, the updates after it.
+    Whoever alternates them otherwise may do something between the two.
+    """
 
     init: Callable[..., Any]  # (key, hypers | None) -> TrainState
     epoch: Callable[..., tuple[Any, Metrics]]  # (TrainState) -> TrainState, metrics
+    collect: Callable[..., tuple[Any, Metrics]]  # (TrainState, key) -> TrainState, experience
+    learn: Callable[..., tuple[Any, Metrics]]  # (TrainState, key) -> TrainState, losses

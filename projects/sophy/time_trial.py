@@ -132,7 +132,7 @@ class TimeTrial(Env):
             obs=observe(track, self.car, drive, config.observation),
             reward=jnp.zeros(()),
             done=jnp.zeros(()),
-            metrics=jax.tree.map(jnp.zeros_like, self._metrics(drive, terms)),
+            metrics=jax.tree.map(jnp.zeros_like, self._metrics(drive, drive, terms)),
         )
 
     def step(self, state: State, action: Array) -> State:
@@ -145,7 +145,7 @@ class TimeTrial(Env):
             obs=observe(self.track, current.car, current, self.config.observation),
             reward=weighted_sum(terms, self.config.reward),
             # Wrappers add metrics of their own, which must stay.
-            metrics={**state.metrics, **self._metrics(current, terms)},
+            metrics={**state.metrics, **self._metrics(previous, current, terms)},
         )
 
     def steering_target(self, previous: DriveState, action: Array) -> Array:
@@ -230,13 +230,16 @@ class TimeTrial(Env):
             lap_time=jnp.where(flying, clock - beyond, 0.0),
         )
 
-    def _metrics(self, drive: DriveState, terms: dict[str, Array]) -> dict[str, Array]:
+    def _metrics(
+        self, previous: DriveState, drive: DriveState, terms: dict[str, Array]
+    ) -> dict[str, Array]:
         return {
             **{f"reward/{name}": term for name, term in terms.items()},
             "speed": jnp.sqrt(jnp.sum(drive.motion.velocity**2)),
             "distance": drive.progress,
             "off_course_steps": (drive.off_course > 0).astype(jnp.float32),
             "wall_contact_steps": (drive.wall_contact > 0).astype(jnp.float32),
+            "steering_change": jnp.abs(drive.steering_target - previous.steering_target),
             "laps": (drive.lap_time > 0).astype(jnp.float32),
             "lap_seconds": drive.lap_time,
         }

@@ -1,0 +1,662 @@
+"""The search for a reward: propose, check and repair, filter, train, compare, reflect; and finals.
+
+After Ma et al. 2025 (arXiv 2511.02094): candidates are checked by running them, filtered by the
+alignment of their returns with preferences (TAC), trained, compared, and what was found goes into
+the next generation's proposals. Deviations: the filter also asks scripted drivers, all candidates
+of a generation are trained in one program, candidates are compared by a metric that is declared
+before the search, and the best of each arm is trained again with fresh random numbers and tested
+from other starts. Only these finals are results; scores within a search are the best of many noisy
+ones.
+
+Every step is an event of the archive (`archive.Archive`), so a search that was killed goes on where
+it was.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from core_rl.errors import UsageError
+from core_rl.reward_task import RewardTask
+from projects.reward_llm.compile import make_bank, padded
+from projects.reward_llm.judge.preferences import (
+    Clip,
+    Preference,
+    append_preferences,
+    label_arrays,
+    read_preferences,
+    save_clips,
+)
+from projects.reward_llm.judge.tac import align_filter
+from projects.reward_llm.language import Program
+from projects.reward_llm.llm.ask import ask_all
+from projects.reward_llm.llm.protocol import (
+    AccessDenied,
+    ChatClient,
+    Completion,
+    LLMError,
+    Request,
+    Stop,
+)
+from projects.reward_llm.population import Population, Tested, make_population, of_lanes
+from projects.reward_llm.search import arms, drivers, prompting
+from projects.reward_llm.search.archive import Archive
+from projects.reward_llm.search.arms import Past, Plan, Proposal
+from projects.reward_llm.search.diagnosis import term_statistics
+from projects.reward_llm.validate import Job, Validator, Verdict
+
+VALIDATION_SEED = 7_000_000  # starts that compare candidates
+TEST_SEED = 9_000_000  # starts of the finals, which no search has seen
+FINAL = 1_000  # added to the number of a final, so that its random numbers are not a search's
+CLIP_STEPS = 120  # steps of a clip
+CLIPS_EACH = 2  # clips of a candidate
+SAME = 0.999  # correlation of two rewards from which on one of them is enough
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    arms: tuple[str, ...] = tuple(arms.ARMS)  # who proposes rewards
+    seeds: int = 3  # searches of each arm, with the random numbers 0, 1, ...
+    generations: int = 2  # of a search
+    proposals: int = 8  # candidates that are proposed in a generation
+    candidates: int = 6  # of them that are trained, side by side
+    rungs: tuple[int, ...] = (120,)  # epochs; after each but the last, the better half goes on
+    checks: int = 4  # tests in a rung
+    finals: int = 2  # times that a search's best is trained again
+    repairs: int = 1  # times that a refused reply is sent back
+    goal: str = ""  # what is wanted, in a sentence; empty: the task's own
+    preferences: str = ""  # a person's answers about the clips of this search, a JSONL file
+
+    def __post_init__(self):
+        for name in "seeds generations proposals candidates checks".split():
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in "finals repairs".split():
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.proposals < self.candidates:
+            raise ValueError(f"proposals must be at least candidates={self.candidates}")
+        if not self.rungs or min(self.rungs) < self.checks:
+            raise ValueError(f"rungs must have at least checks={self.checks} epochs each")
+        for arm in self.arms:
+            if arm not in arms.ARMS:
+                raise ValueError(f"arms: {arm!r} is none of {', '.join(arms.ARMS)}")
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of a candidate that is never dropped, and of a final."""
+        return sum(self.rungs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """An accepted reward."""
+
+    key: str  # its event in the archive
+    slot: int
+    program: Program
+    factors: tuple[float, ...]
+
+
+class Search:
+    """One search; `run` does what the archive does not have yet."""
+
+    def __init__(
+        self,
+        task: RewardTask,
+        config: SearchConfig,
+        client: ChatClient | None,
+        validator: Validator,
+        workdir: Path,
+        *,
+        ask_with: Callable[..., Request] = Request,
+        concurrency: int = 4,
+        mirror: Callable[[dict[str, Any]], None] = lambda row: None,
+        say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+    ):
+        self.task, self.config, self.client, self.validator = task, config, client, validator
+        self.names = list(task.features)
+        self.goal = config.goal or task.goal
+        self.workdir = workdir
+        self.archive = Archive(workdir / "archive.jsonl")
+        self.ask_with = ask_with  # (messages, tag, seed=) -> request
+        self.concurrency = concurrency
+        self._mirror = mirror
+        self.population: Population = make_population(task, config.epochs)
+        self._say = say
+        self._drives: drivers.Drives | None = None
+        self._rows: dict[str, list[float]] = {}
+        self._programs: dict[str, Program] = {}
+        self._began = time.monotonic()
+        self._trained = 0  # epochs by this process, of whole populations
+
+    # What the search knows before it begins.
+
+    @property
+    def drives(self) -> drivers.Drives:
+        if self._drives is None:
+            self._drives = drivers.drive_all(self.task, min(self.task.test_length, 300))
+            self._rows = drivers.real_rows(self.task, self._drives)
+        return self._drives
+
+    def run(self) -> list[Stop]:
+        """All searches and finals. Returns why arms had to stop for want of replies; what needs
+        none is done all the same."""
+        waiting: list[Stop] = []
+        for seed in range(self.config.seeds):
+            for arm in self.config.arms:
+                try:
+                    best = self.search(arm, seed)
+                except AccessDenied:
+                    raise
+                except Stop as stop:
+                    waiting.append(stop)
+                    continue
+                if best is not None:
+                    self.archive.once(f"s{seed}/{arm}/best", lambda best=best: best)
+            self.finals(seed)
+        return waiting
+
+    def search(self, arm: str, seed: int) -> dict[str, Any] | None:
+        """One arm's search; its best candidate, None if it had none that could be trained."""
+        past: list[Past] = []
+        generations = 1 if arm in arms.FIXED else self.config.generations
+        for generation in range(generations):
+            past += self.generation(arm, seed, generation, past)
+        if arm in arms.FIXED:  # there is nothing to choose
+            return {"event": "best", "candidate": past[0].key, "score": None} if past else None
+        tried = [one for one in past if one.score is not None]
+        if not tried:
+            return None
+        best = max(tried, key=lambda one: one.score)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        return {"event": "best", "candidate": best.key, "score": best.score}
+
+    def generation(self, arm: str, seed: int, number: int, past: Sequence[Past]) -> list[Past]:
+        # What all arms have in common is done once.
+        shared = number == 0 and arm in arms.MODEL_ARMS
+        path = f"s{seed}/{'first' if shared else arm}/g{number}"
+        scales = drivers.term_scales(self.program(self.task.terms), self.drives, self.names)
+        plan = Plan(
+            self.task, self.goal, self.drives, number, seed, self.config.proposals, scales.tolist()
+        )
+        proposals = arms.propose(arm, plan, past)
+        candidates = self.check(path, proposals)
+        if arm in arms.FIXED:
+            return [self.past_of(one, number, None, {}, [], []) for one in candidates]
+        kept = self.filter(path, candidates, past)
+        return self.train(path, seed, number, candidates, kept)
+
+    # Propose and check.
+
+    def program(self, source: str) -> Program:
+        """A source of ours or of the archive, which is trusted as little as a model's."""
+        if source not in self._programs:
+            verdict = self.validator.judge([self.job(f"```python\n{source}\n```")])[0]
+            if verdict.program is None or not verdict.accept:
+                raise ValueError(f"a reward of {self.task.name} is refused: {verdict.hint}")
+            self._programs[source] = verdict.program
+        return self._programs[source]
+
+    def job(self, reply: str, finish_reason: str = "stop") -> Job:
+        _ = self.drives  # the rows come with them
+        return Job(reply, self.task.features, finish_reason, rows=self._rows)
+
+    def check(self, path: str, proposals: Sequence[Proposal]) -> list[Candidate]:
+        """Asks, judges and repairs; records each proposal, and returns those that are rewards."""
+        keys = [f"{path}/c{slot}" for slot in range(len(proposals))]
+        new = [slot for slot, key in enumerate(keys) if key not in self.archive]
+        if any(proposals[slot].messages for slot in new):
+            found = self.converse([proposals[slot] for slot in new])
+        else:
+            replies = [f"```python\n{proposals[slot].source}\n```" for slot in new]
+            verdicts = self.validator.judge([self.job(reply) for reply in replies])
+            found = [(verdict, {}) for verdict in verdicts]
+        for slot, (verdict, told) in zip(new, found, strict=True):
+            self.archive.add(keys[slot], _candidate_event(proposals[slot], verdict, told))
+            if verdict.accept and verdict.program is not None:
+                self._programs[verdict.program.source] = verdict.program
+        candidates = []
+        for slot, key in enumerate(keys):
+            event = self.archive[key]
+            if event["accept"]:
+                program = self.program(event["source"])
+                factors = tuple(event["factors"])
+                candidates.append(Candidate(key, slot, program, factors))
+        return candidates
+
+    def converse(self, proposals: Sequence[Proposal]) -> list[tuple[Verdict, dict[str, Any]]]:
+        """Replies to requests, refused ones sent back up to `repairs` times, and their verdicts."""
+        messages = [proposal.messages for proposal in proposals]
+        rounds: list[list[dict[str, Any]]] = [[] for _ in proposals]
+        verdicts = [Verdict(False, "no_reply") for _ in proposals]
+        replies = ["" for _ in proposals]
+        open_slots = list(range(len(proposals)))
+        for attempt in range(self.config.repairs + 1):
+            requests = [
+                self.ask_with(messages[i], f"{proposals[i].tag}/r{attempt}", seed=attempt)
+                for i in open_slots
+            ]
+            if self.client is None:
+                raise UsageError("this arm asks a language model, and there is none")
+            answers = ask_all(self.client, requests, self.concurrency)
+            if attempt == 0 and all(isinstance(answer, LLMError) for answer in answers):
+                # Nothing is recorded: whoever resumes with replies at hand gets them.
+                raise Stop(f"{proposals[0].tag} and {len(answers) - 1} more: {answers[0]}")
+            jobs, asked = [], []
+            for i, answer in zip(open_slots, answers, strict=True):
+                if isinstance(answer, LLMError):
+                    rounds[i].append({"error": str(answer)[:300]})
+                    continue
+                replies[i] = answer.text
+                rounds[i].append(_told(answer))
+                jobs.append(self.job(answer.text, answer.finish_reason))
+                asked.append(i)
+            for i, verdict in zip(asked, self.validator.judge(jobs), strict=True):
+                verdicts[i] = verdict
+                rounds[i][-1] |= {"reason": verdict.reason, "hint": verdict.hint}
+            # One that was not answered at all is asked again as it was.
+            open_slots = [i for i in open_slots if not verdicts[i].accept]
+            for i in open_slots:
+                if "error" not in rounds[i][-1]:
+                    messages[i] = prompting.repair_messages(
+                        proposals[i].messages, replies[i], verdicts[i].reason, verdicts[i].hint
+                    )
+            if not open_slots:
+                break
+        told = [
+            {
+                "tag": proposals[i].tag,
+                "rounds": rounds[i],
+                "hypothesis": prompting.hypothesis_of(replies[i]),
+            }
+            for i in range(len(proposals))
+        ]
+        return list(zip(verdicts, told, strict=True))
+
+    # Filter.
+
+    def filter(
+        self, path: str, candidates: Sequence[Candidate], past: Sequence[Past]
+    ) -> list[Candidate]:
+        """Those that are trained; see the event for why the others are not."""
+        event = self.archive.once(f"{path}/filter", lambda: self._filter(candidates, past))
+        return [one for one in candidates if one.slot in event["kept"]]
+
+    def _filter(self, candidates: Sequence[Candidate], past: Sequence[Past]) -> dict[str, Any]:
+        paid = {
+            one.slot: drivers.earnings(one.program, one.factors, self.drives, self.names)
+            for one in candidates
+        }
+        hackable = {slot: drivers.exploiters(earned) for slot, earned in paid.items()}
+        good = [one for one in candidates if not hackable[one.slot]]
+        twins = self._twins(good)
+        single = [one for one in good if one.slot not in twins]
+        event: dict[str, Any] = {
+            "event": "filter",
+            "paid": {str(slot): earned for slot, earned in paid.items()},
+            "hackable": {str(slot): by for slot, by in hackable.items() if by},
+            "twins": {str(slot): of for slot, of in twins.items()},
+            "tac": {},
+            "kept": [],
+        }
+        room = self.config.candidates
+        chosen = single[:room]
+        clips, preferences = self._judged(past)
+        if preferences and len(single) > room:
+            rewards = np.stack(
+                [drivers.pay(one.program, one.factors, clips, self.names) for one in single]
+            )
+            ids = sorted({name for p in preferences for name in p.pair})
+            pairs, labels = label_arrays(preferences, ids)
+            result = align_filter(
+                [str(one.slot) for one in single],
+                np.sum(rewards, axis=-1, dtype=float),
+                pairs,
+                labels,
+                keep=room - 1 if room > 1 else 1,
+                seed=len(past),
+            )
+            by_slot = {str(one.slot): one for one in single}
+            chosen = [by_slot[slot] for slot in result.going_on][:room]
+            event["tac"] = dict(
+                zip(by_slot, np.round(result.alignment.tau_b, 4).tolist(), strict=True)
+            )
+            event["tac_reason"] = result.reason
+        event["kept"] = sorted(one.slot for one in chosen)
+        return event
+
+    def _twins(self, candidates: Sequence[Candidate]) -> dict[int, int]:
+        """Candidates whose reward another, earlier one already is, up to scale and offset."""
+        steps = drivers.steps_of(self.drives, list(self.drives.features), 1000)
+        found: dict[int, int] = {}
+        seen: list[tuple[int, np.ndarray]] = []
+        for one in candidates:
+            reward = drivers.pay(one.program, one.factors, steps, self.names).astype(float)
+            centred = reward - reward.mean()
+            unit = centred / max(float(np.linalg.norm(centred)), 1e-12)
+            twin = next((slot for slot, other in seen if float(unit @ other) > SAME), None)
+            if twin is None:
+                seen.append((one.slot, unit))
+            else:
+                found[one.slot] = twin
+        return found
+
+    def _judged(self, past: Sequence[Past]) -> tuple[np.ndarray, list[Preference]]:
+        """Clips [M, T, F] of this search's candidates and the preferences about them, both in the
+        order of the clips' sorted ids."""
+        ours = {_clip_name(one.key) for one in past}
+        paths = [self.workdir / "preferences.jsonl", Path(self.config.preferences or "/dev/null")]
+        preferences = [
+            p
+            for path in dict.fromkeys(paths)
+            if path.is_file()
+            for p in read_preferences(path)
+            if {name.rsplit("-e", 1)[0] for name in p.pair} <= ours and p.answer != "skip"
+        ]
+        ids = sorted({name for p in preferences for name in p.pair})
+        if not ids:
+            return np.zeros((0, 0, len(self.names))), []
+        clips = [np.load(self.workdir / "clips" / f"{name}.npz") for name in ids]
+        features = [
+            np.stack([clip[f"feature{k}"] for k in range(len(self.names))], axis=-1)
+            for clip in clips
+        ]
+        return np.stack(features), preferences
+
+    # Train and compare.
+
+    def train(
+        self,
+        path: str,
+        seed: int,
+        generation: int,
+        candidates: Sequence[Candidate],
+        kept: Sequence[Candidate],
+    ) -> list[Past]:
+        """Trains the kept candidates side by side, and judges what they have learnt."""
+        alive = list(kept)
+        curves: dict[int, dict[str, list[float]]] = {one.slot: {} for one in candidates}
+        statistics: dict[int, list[Any]] = {one.slot: [] for one in candidates}
+        updates: dict[int, list[int]] = {one.slot: [] for one in candidates}
+        stages: list[tuple[list[Candidate], int]] = []  # who was trained, and for how many epochs
+        state: Any = None
+        for number, epochs in enumerate(self.config.rungs if alive else ()):
+            key = f"{path}/rung{number}"
+            if key not in self.archive:
+                if state is None:
+                    state = self._trained_so_far(seed, generation, list(kept), stages)
+                if stages:
+                    state = of_lanes(state, [stages[-1][0].index(one) for one in alive])
+                state, event, tested = self._rung(key, state, alive, epochs)
+                if number == len(self.config.rungs) - 1:
+                    self._judge(alive, tested)
+                self.archive.add(key, event)
+            event = self.archive[key]
+            before = sum(epochs for _, epochs in stages)
+            for lane in event["lanes"]:
+                slot = lane["slot"]
+                for name, values in lane["curve"].items():
+                    curves[slot].setdefault(name, []).extend(values)
+                statistics[slot] += lane["statistics"]
+                per_epoch = self.population.updates_per_epoch
+                updates[slot] += [(before + n) * per_epoch for n in event["checked"]]
+            stages.append((alive, epochs))
+            ranked = sorted(
+                alive, key=lambda one: _best(curves[one.slot], self.task.score), reverse=True
+            )
+            better = ranked[: max(1, len(ranked) // 2)]
+            alive = [one for one in alive if one in better]
+        return [
+            self.past_of(
+                one,
+                generation,
+                _best(curves[one.slot], self.task.score) if updates[one.slot] else None,
+                curves[one.slot],
+                statistics[one.slot],
+                updates[one.slot],
+            )
+            for one in candidates
+        ]
+
+    def past_of(self, one: Candidate, generation, score, curve, statistics, updates) -> Past:
+        return Past(
+            key=one.key,
+            slot=one.slot,
+            generation=generation,
+            source=one.program.source,
+            terms=one.program.terms,
+            factors=one.factors,
+            score=score,
+            curve=curve,
+            statistics=statistics,
+            updates=updates,
+        )
+
+    def _trained_so_far(
+        self,
+        seed: int,
+        generation: int,
+        kept: Sequence[Candidate],
+        stages: Sequence[tuple[list[Candidate], int]],
+    ) -> Any:
+        """A population as it was after the rungs that the archive has: trained once more."""
+        key = jax.random.fold_in(jax.random.key(seed), generation)
+        state = self.population.init([key] * len(kept))
+        before = list(kept)
+        for alive, epochs in stages:
+            state = of_lanes(state, [before.index(one) for one in alive])
+            bank = make_bank([one.program for one in alive], self.names)
+            weights = padded([one.factors for one in alive], bank.num_terms)
+            state = self.population.relabel(state, bank, weights)
+            for _ in range(epochs):
+                state, _ = self.population.epoch(state, bank, weights)
+            before = alive
+        return state
+
+    def _rung(
+        self, title: str, state: Any, alive: Sequence[Candidate], epochs: int
+    ) -> tuple[Any, dict[str, Any], Tested]:
+        bank = make_bank([one.program for one in alive], self.names)
+        weights = padded([one.factors for one in alive], bank.num_terms)
+        state = self.population.relabel(state, bank, weights)
+        checked = [round(epochs * (n + 1) / self.config.checks) for n in range(self.config.checks)]
+        curves: list[dict[str, list[float]]] = [{} for _ in alive]
+        statistics: list[list[Any]] = [[] for _ in alive]
+        key = jax.random.key(VALIDATION_SEED)
+        tested: Tested | None = None
+        began = time.monotonic()
+        for epoch in range(1, epochs + 1):
+            state, _ = self.population.epoch(state, bank, weights)
+            self._trained += 1
+            if epoch not in checked:
+                continue
+            tested = self.population.test(state, key)
+            for lane, one in enumerate(alive):
+                for name, values in tested.metrics.items():
+                    curves[lane].setdefault(name, []).append(float(values[lane]))
+                statistics[lane].append(
+                    term_statistics(
+                        one.program,
+                        one.factors,
+                        tested.features[lane],
+                        tested.alive[lane],
+                        self.names,
+                    )
+                )
+            self._progress(title, epoch, epochs, len(alive), curves, began)
+        assert tested is not None
+        lanes = [
+            {"slot": one.slot, "curve": curves[lane], "statistics": statistics[lane]}
+            for lane, one in enumerate(alive)
+        ]
+        return state, {"event": "trained", "checked": checked, "lanes": lanes}, tested
+
+    def _progress(
+        self,
+        title: str,
+        epoch: int,
+        epochs: int,
+        lanes: int,
+        curves: Sequence[dict[str, list[float]]],
+        began: float,
+    ) -> None:
+        seconds = time.monotonic() - began
+        rate = epoch * lanes * self.population.updates_per_epoch / seconds
+        scores = [curve[self.task.score][-1] for curve in curves]
+        left = seconds / epoch * (epochs - epoch)
+        self._say(
+            f"{title}  epoch {epoch}/{epochs}  {rate:.0f} updates/s  {self.task.score} "
+            f"{', '.join(f'{score:.3f}' for score in scores)}  ETA {int(left // 60)}:"
+            f"{int(left % 60):02d}"
+        )
+
+    def _judge(self, alive: Sequence[Candidate], tested: Tested) -> None:
+        """Clips of what the candidates have learnt, and the preferences of the task's `merit`."""
+        steps = min(CLIP_STEPS, self.task.test_length)
+        clips: list[Clip] = []
+        merits: dict[str, float] = {}
+        for lane, one in enumerate(alive):
+            for episode in range(min(CLIPS_EACH, tested.features.shape[2])):
+                part = tested.features[lane, :steps, episode]
+                features = {name: part[:, i] for i, name in enumerate(self.names)}
+                clip = Clip(
+                    id=f"{_clip_name(one.key)}-e{episode}",
+                    text=self.task.summary(features),
+                    picture=None,
+                    features=features,
+                    policy=one.key,
+                    start=f"{VALIDATION_SEED}-{episode}",
+                )
+                clips.append(clip)
+                merits[clip.id] = self.task.merit(features)
+        save_clips(self.workdir / "clips", clips)
+        log = self.workdir / "preferences.jsonl"
+        known = {(p.pair, p.judge) for p in read_preferences(log)}
+        new = []
+        for i, first in enumerate(clips):
+            for second in clips[i + 1 :]:
+                if first.start != second.start:
+                    continue
+                gap = merits[first.id] - merits[second.id]
+                answer = "first" if gap > 0 else "second" if gap < 0 else "tie"
+                preference = Preference(first.id, second.id, answer, "merit")
+                if (preference.pair, "merit") not in known:
+                    new.append(preference)
+        append_preferences(log, new)
+
+    # Finals.
+
+    def finals(self, seed: int) -> None:
+        """Trains each arm's best again with fresh random numbers and tests it from other starts."""
+        lanes: list[tuple[str, Candidate, int]] = []
+        for arm in self.config.arms:
+            best = f"s{seed}/{arm}/best"
+            if best not in self.archive:
+                continue
+            event = self.archive[self.archive[best]["candidate"]]
+            program, factors = self.program(event["source"]), tuple(event["factors"])
+            for number in range(self.config.finals):
+                key = f"s{seed}/{arm}/final{number}"
+                if key not in self.archive:
+                    lanes.append((key, Candidate(event["key"], 0, program, factors), number))
+        size = self.config.candidates
+        for first in range(0, len(lanes), size):
+            self._final(seed, lanes[first : first + size])
+
+    def _final(self, seed: int, lanes: Sequence[tuple[str, Candidate, int]]) -> None:
+        chosen = [one for _, one, _ in lanes]
+        bank = make_bank([one.program for one in chosen], self.names)
+        weights = padded([one.factors for one in chosen], bank.num_terms)
+        root = jax.random.key(seed)
+        state = self.population.init([jax.random.fold_in(root, FINAL + n) for _, _, n in lanes])
+        state = self.population.relabel(state, bank, weights)
+        epochs, checks = self.config.epochs, self.config.checks
+        checked = [round(epochs * (n + 1) / checks) for n in range(checks)]
+        curves: list[dict[str, list[float]]] = [{} for _ in lanes]
+        best_agent = jax.tree.map(jax.numpy.copy, state.agent)  # the state itself is donated
+        best = np.full(len(lanes), -np.inf)
+        began = time.monotonic()
+        for epoch in range(1, epochs + 1):
+            state, _ = self.population.epoch(state, bank, weights)
+            if epoch not in checked:
+                continue
+            tested = self.population.test(state, jax.random.key(VALIDATION_SEED))
+            scores = np.nan_to_num(tested.metrics[self.task.score], nan=-np.inf)
+            for lane in range(len(lanes)):
+                for name, values in tested.metrics.items():
+                    curves[lane].setdefault(name, []).append(float(values[lane]))
+            # The best of the checks is the policy that is kept, as in any training here.
+            better = scores > best
+            best = np.maximum(scores, best)
+            best_agent = jax.tree.map(
+                lambda new, old, better=better: jax.numpy.where(
+                    better.reshape(-1, *[1] * (new.ndim - 1)), new, old
+                ),
+                state.agent,
+                best_agent,
+            )
+            self._progress(f"s{seed}/finals", epoch, epochs, len(lanes), curves, began)
+        state = dataclasses.replace(state, agent=best_agent)
+        tested = self.population.test(state, jax.random.key(TEST_SEED + seed))
+        for lane, (key, one, number) in enumerate(lanes):
+            metrics = {name: float(values[lane]) for name, values in tested.metrics.items()}
+            self.archive.add(
+                key,
+                {
+                    "event": "final",
+                    "candidate": one.key,
+                    "number": number,
+                    "metrics": metrics,
+                    "checked": checked,
+                    "curve": curves[lane],
+                },
+            )
+
+
+def _candidate_event(proposal: Proposal, verdict: Verdict, told: dict[str, Any]) -> dict[str, Any]:
+    program = verdict.program if verdict.accept else None
+    factors = proposal.factors or ((1.0,) * len(program.terms) if program else ())
+    return {
+        "event": "candidate",
+        "operator": proposal.operator,
+        "parents": list(proposal.parents),
+        "accept": verdict.accept,
+        "reason": verdict.reason,
+        "stage": verdict.stage,
+        "hint": verdict.hint,
+        "warnings": list(verdict.warnings),
+        "id": program.id if program else None,
+        "source": program.source if program else None,
+        "terms": list(program.terms) if program else [],
+        "factors": list(factors),
+        **told,
+    }
+
+
+def _told(answer: Completion) -> dict[str, Any]:
+    """What a record keeps of a completion; its text is in the transcripts."""
+    return {
+        "model": answer.model,
+        "date": answer.date,
+        "source": answer.source,
+        "exact": answer.exact,
+        "finish_reason": answer.finish_reason,
+        "input_tokens": answer.usage.input_tokens,
+        "output_tokens": answer.usage.output_tokens,
+    }
+
+
+def _best(curve: dict[str, list[float]], score: str) -> float:
+    """The best of the checks; a score that is not a number is the worst."""
+    values = np.nan_to_num(np.array(curve.get(score, [])), nan=-np.inf)
+    return float(np.max(values, initial=-np.inf))
+
+
+def _clip_name(key: str) -> str:
+    return key.replace("/", "-")
