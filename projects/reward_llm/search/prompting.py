@@ -66,7 +66,10 @@ def feature_lines(task: RewardTask, drives: Drives) -> str:
 
     def seen(driver: str, index: int) -> str:
         values = drives.features[driver][drives.alive[driver]][:, index]
-        return ", ".join(digits(x) for x in np.percentile(values, (5, 50, 95)))
+        feature = list(task.features.values())[index]
+        least = 1e-4 * max(abs(feature.low), abs(feature.high))  # below it, noise of the rounding
+        shown = np.percentile(values, (5, 50, 95))
+        return ", ".join(digits(x if abs(x) >= least else 0.0) for x in shown)
 
     return "\n".join(
         f"{name} | {f.unit} | {digits(f.low)} to {digits(f.high)} | {seen(GOOD, i)} | "
