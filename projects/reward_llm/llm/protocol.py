@@ -1,6 +1,8 @@
 """What a language model is to this package: requests in, completions out."""
 
 import dataclasses
+import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from core_rl.errors import UserError
@@ -31,6 +33,12 @@ class Completion(NamedTuple):
     usage: Usage
     model: str
     request_id: str = ""
+    date: str = ""  # UTC date on which the model answered; empty when nobody wrote it down
+    source: str = ""  # "live", "pending", "scripted", or "replay" of one of these
+    exact: bool = (
+        True  # false: the reply was given to a prompt with the same tag, not the same text
+    )
+    dropped: tuple[str, ...] = ()  # parameters that the server refused, and that were not sent
 
 
 class ChatClient(Protocol):
@@ -42,9 +50,24 @@ class ChatClient(Protocol):
 class LLMError(UserError):
     """A request has no completion. A search goes on without it, unless it is one of those below."""
 
+    usage: Usage | None = None  # what the failure cost; None: unknown, so assume the worst
 
-class Stop(LLMError):
+
+class TransientError(LLMError):
+    """The same request may succeed later."""
+
+    retry_after: float | None = None  # [s] what the server asks for
+
+
+class ParameterDroppedError(TransientError):
+    """The server refuses a parameter, which will not be sent again: ask at once."""
+
+
+class Stop(LLMError):  # noqa: N818 (an order rather than an error)
     """No further request can succeed: the search ends in order, and says why."""
+
+    # What `ask_all` had of the other requests when this one ended the batch; None: not asked.
+    answers: Sequence[Completion | LLMError | None] = ()
 
 
 class AccessDenied(Stop):
@@ -59,3 +82,27 @@ class BudgetExceeded(Stop):
 
 class Pending(Stop):
     """Requests wait as files for their replies."""
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        names: Sequence[str],
+        changed: Sequence[str] = (),
+    ):
+        self.directory = directory
+        self.names = tuple(names)  # files are NAME.prompt.md and NAME.reply.md
+        self.changed = tuple(changed)  # those of `names` whose reply was to an older prompt
+        super().__init__(f"{len(names)} requests wait in {directory}: {self._advice()}")
+
+    def _advice(self) -> str:
+        first = self.names[0] if self.names else "NAME"
+        advice = (
+            "write the answer to each NAME.prompt.md into NAME.reply.md beside it (the first is "
+            f"{first}.prompt.md) and run the same command again"
+        )
+        if self.changed:
+            advice += (
+                f"; {len(self.changed)} prompts have changed since they were answered, such as "
+                f"{self.changed[0]}: their old replies are NAME.reply.superseded-N.md"
+            )
+        return advice
