@@ -92,6 +92,8 @@ class ReturnState:
     target: Array  # [2] where the return should land [m]
     outcome: Array  # [] int32
     landing: Array  # [2] of the return [m]
+    down: Array  # [] bool, whether the return comes down to the table's height in time
+    net_clearance: Array  # [] of the return where it passes the net [m]; -1 where it never does
     returned: Ball  # just after the racket's contact; zeros before
 
 
@@ -166,6 +168,8 @@ class ReturnTask(Env):
             target=target if self.config.task == "T2" else jnp.array(AIM),
             outcome=jnp.zeros((), jnp.int32),
             landing=jnp.zeros(2),
+            down=jnp.asarray(False),
+            net_clearance=zero,
             returned=Ball(jnp.zeros(3), jnp.zeros(3), jnp.zeros(3)),
         )
         pose, _, _ = racket_motion(task.position, task.velocity)
@@ -239,6 +243,8 @@ class ReturnTask(Env):
             velocity=velocities[-1],
             fastest=jnp.maximum(task.fastest, jnp.max(jnp.abs(velocities), axis=0)),
             landing=jnp.where(contact, verdict.landing, task.landing),
+            down=jnp.where(contact, verdict.down, task.down),
+            net_clearance=jnp.where(contact, verdict.net_clearance, task.net_clearance),
             returned=jax.tree.map(lambda new, old: jnp.where(hit, new, old), out, task.returned),
             outcome=_outcome(contact, volley, touch, dead, verdict),
         )

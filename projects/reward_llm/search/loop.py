@@ -118,6 +118,7 @@ class Search:
         ask_with: Callable[..., Request] = Request,
         concurrency: int = 4,
         mirror: Callable[[dict[str, Any]], None] = lambda row: None,
+        population: Population | None = None,
         say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
     ):
         self.task, self.config, self.client, self.validator = task, config, client, validator
@@ -128,7 +129,7 @@ class Search:
         self.ask_with = ask_with  # (messages, tag, seed=) -> request
         self.concurrency = concurrency
         self._mirror = mirror
-        self.population: Population = make_population(task, config.epochs)
+        self.population = population or make_population(task, config.epochs)
         self._say = say
         self._drives: drivers.Drives | None = None
         self._rows: dict[str, list[float]] = {}
