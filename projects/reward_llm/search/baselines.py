@@ -50,7 +50,8 @@ def cma_weights(
 def random_program(random: np.random.Generator, features: FeatureTable) -> str:
     """A program of a small grammar: a few features, each transformed, signed and weighted."""
     names = list(features)
-    chosen = random.choice(len(names), size=random.integers(FEWEST, MOST + 1), replace=False)
+    size = random.integers(FEWEST, min(MOST, len(names)) + 1)
+    chosen = random.choice(len(names), size=size, replace=False)
     lines, terms = [], []
     for number, index in enumerate(chosen):
         name, feature = names[index], features[names[index]]

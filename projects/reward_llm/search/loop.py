@@ -54,6 +54,7 @@ from projects.reward_llm.validate import Job, Validator, Verdict
 VALIDATION_SEED = 7_000_000  # starts that compare candidates
 TEST_SEED = 9_000_000  # starts of the finals, which no search has seen
 FINAL = 1_000  # added to the number of a final, so that its random numbers are not a search's
+DRIVE_STEPS = 300  # of the fixed drivers
 CLIP_STEPS = 120  # steps of a clip
 CLIPS_EACH = 2  # clips of a candidate
 SAME = 0.999  # correlation of two rewards from which on one of them is enough
@@ -119,6 +120,7 @@ class Search:
         concurrency: int = 4,
         mirror: Callable[[dict[str, Any]], None] = lambda row: None,
         population: Population | None = None,
+        drives: drivers.Drives | None = None,
         say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
     ):
         self.task, self.config, self.client, self.validator = task, config, client, validator
@@ -131,20 +133,9 @@ class Search:
         self._mirror = mirror
         self.population = population or make_population(task, config.epochs)
         self._say = say
-        self._drives: drivers.Drives | None = None
-        self._rows: dict[str, list[float]] = {}
+        self.drives = drives or drivers.drive_all(task, min(task.test_length, DRIVE_STEPS))
+        self._rows = drivers.real_rows(task, self.drives)
         self._programs: dict[str, Program] = {}
-        self._began = time.monotonic()
-        self._trained = 0  # epochs by this process, of whole populations
-
-    # What the search knows before it begins.
-
-    @property
-    def drives(self) -> drivers.Drives:
-        if self._drives is None:
-            self._drives = drivers.drive_all(self.task, min(self.task.test_length, 300))
-            self._rows = drivers.real_rows(self.task, self._drives)
-        return self._drives
 
     def run(self) -> list[Stop]:
         """All searches and finals. Returns why arms had to stop for want of replies; what needs
@@ -205,7 +196,6 @@ class Search:
         return self._programs[source]
 
     def job(self, reply: str, finish_reason: str = "stop") -> Job:
-        _ = self.drives  # the rows come with them
         return Job(reply, self.task.features, finish_reason, rows=self._rows)
 
     def check(self, path: str, proposals: Sequence[Proposal]) -> list[Candidate]:
@@ -474,7 +464,6 @@ class Search:
         began = time.monotonic()
         for epoch in range(1, epochs + 1):
             state, _ = self.population.epoch(state, bank, weights)
-            self._trained += 1
             if epoch not in checked:
                 continue
             tested = self.population.test(state, key)

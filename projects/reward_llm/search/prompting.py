@@ -10,6 +10,7 @@ from string import Template
 import numpy as np
 
 from core_rl.reward_task import RewardTask
+from projects.reward_llm.judge.llm_judge import as_data
 from projects.reward_llm.language import describe
 from projects.reward_llm.llm.protocol import Message
 from projects.reward_llm.population import REWARD_CLIP
@@ -51,14 +52,6 @@ def load_prompt(name: str) -> Prompt:
 def prompt_versions() -> dict[str, str]:
     """SHA-256 of every prompt text, for the record."""
     return {path.stem: load_prompt(path.stem).sha256 for path in sorted(PROMPTS.glob("*.txt"))}
-
-
-def as_data(text: str, limit: int) -> str:
-    """Text of unknown origin made harmless for a data block: no control characters, no fences, no
-    tags, limited in length."""
-    text = re.sub(r"[^\x20-\x7e\n\u00a0-\u2fff]", " ", text)
-    text = re.sub(r"`{3,}|~{3,}|</?data>", " ", text)
-    return text[:limit].strip()
 
 
 def feature_lines(task: RewardTask, drives: Drives) -> str:
