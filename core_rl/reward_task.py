@@ -58,9 +58,9 @@ class RewardTask:
     weights: Mapping[str, float]  # of each of these terms in `human`
     good: Driver  # what it does should be paid better than what the trivial ones do
     trivial: Mapping[str, Driver]  # drivers that do not solve the task and must not be paid better
-    # (features [T] of one episode) -> what happened, in words and numbers for a judge
     # (features [T] of one episode) -> what a person who watches it would like, larger is better
     merit: Callable[[Mapping[str, np.ndarray]], float]
+    # (features [T] of one episode) -> what happened, in words and numbers for a judge
     summary: Callable[[Mapping[str, np.ndarray]], str]
     afterstate: Callable[[], Afterstate | None] = lambda: None
 

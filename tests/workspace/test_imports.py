@@ -14,6 +14,8 @@ ONLY_IN = {
     "wandb": "core_rl/tracking.py",
     "orbax": "core_rl/checkpoint.py",
     "flax.linen": "core_rl/networks.py",
+    "openai": "projects/reward_llm/llm/openai_client.py",
+    "cmaes": "projects/reward_llm/search/baselines.py",
 }
 
 
