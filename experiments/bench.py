@@ -11,9 +11,10 @@ Simulation: control steps of the time trial (20 sub-steps of 5 ms) and of the re
 of 4 ms, joints at 1 kHz). Decisions: the committed policies, one observation at a time, as a
 control loop would ask them. Plans: the racing planner around the committed driver, one state at a
 time; and plain MPPI of the same size, ours and the package pytorch-mppi where it is installed, with
-the same network as dynamics and the same cost. Start: processes of their own, without and with
-compilation cache. The median of the rounds is shown, with the range; of decisions and plans the
-median and the 99th percentile.
+the same network as dynamics and the same cost. Rewards: candidates of the reward search on the time
+trial, eight side by side in one process against one alone. Start: processes of their own, without
+and with compilation cache. The median of the rounds is shown, with the range; of decisions and
+plans the median and the 99th percentile.
 """
 
 import dataclasses
@@ -43,12 +44,16 @@ from core_rl.launch import trained_agent
 from core_rl.policy import load_policy
 from core_rl.qr_sac import QRSACConfig, make_qr_sac
 from core_rl.residual_mppi import ResidualMPPIConfig, make_residual_mppi
+from core_rl.reward_task import load_task
 from core_rl.train import TrainConfig, make_trainer
 from experiments.customise import MODEL_FILE
 from experiments.sophy_evaluate import env_config_of
 from experiments.sophy_time_trial import CONFIG
 from projects.ace.bank import BankConfig
 from projects.ace.return_env import ReturnConfig, ReturnTask
+from projects.reward_llm import language
+from projects.reward_llm.compile import make_bank, padded
+from projects.reward_llm.population import make_population
 from projects.sophy.addons import parse_addon
 from projects.sophy.planning import RACING, make_planning_driver
 from projects.sophy.time_trial import TimeTrial
@@ -56,12 +61,13 @@ from projects.sophy.time_trial import TimeTrial
 OBS_SIZE, ACTION_SIZE = 128, 2
 NUM_ENVS, UPDATES_PER_STEP, BATCH_SIZE, HIDDEN = 64, 8, 256, (256, 256)
 CAPACITY = 65_536
-PARTS = ("start", "learning", "steps", "decisions", "plans")
+PARTS = ("start", "learning", "steps", "decisions", "plans", "rewards")
 POLICIES = {
     "time trial": "projects/sophy/policies/time_trial",
     "return": "projects/ace/policies/return",
 }
 NUM_DECISIONS = 3000
+NUM_REWARDS, REWARD_EPOCHS = 8, 120  # candidates and epochs of a candidate in the reward search
 NUM_PLANS = 1000
 PLAN_SIZES = ((256, 8), (512, 10), (1024, 10), (4096, 10))  # samples and horizon of plain MPPI
 # Rounds, samples and horizon of the racing planner.
@@ -74,7 +80,7 @@ class Bench:
     rounds: int = 2  # turns that each of the compared programs takes
     updates: int = 1024  # updates per turn
     envs: tuple[int, ...] = (1, 64, 1024)  # environments simulated side by side
-    only: tuple[str, ...] = ()  # of start, learning, steps, decisions and plans; empty: all
+    only: tuple[str, ...] = ()  # of start, learning, steps, decisions, plans, rewards; empty: all
     json: str = ""  # file for the results, machine-readable
 
     def __post_init__(self):
@@ -369,6 +375,50 @@ def start_up(cache: str, workdir: str) -> tuple[float, float]:
     return row["time/unix"] - began, int(result.stdout) / 1024
 
 
+def train_rewards(num_candidates: int, num_epochs: int) -> None:
+    """Trains the human reward `num_candidates` times side by side, as a reward search does, and
+    prints the seconds of its epochs after the first."""
+    task = load_task("sophy:time_trial")
+    names = list(task.features)
+    program = language.check(task.human, names)
+    population = make_population(task, num_epochs)
+    bank = make_bank([program] * num_candidates, names)
+    weights = padded([[1.0] * len(program.terms)] * num_candidates, bank.num_terms)
+    state = population.init([jax.random.key(seed) for seed in range(num_candidates)])
+    state = population.relabel(state, bank, weights)
+    state, _ = population.epoch(state, bank, weights)
+    began = time.monotonic()
+    for _ in range(num_epochs - 1):
+        state, _ = population.epoch(state, bank, weights)
+    jax.block_until_ready(state.agent)
+    print(time.monotonic() - began)
+
+
+def reward_times(num_epochs: int) -> dict[str, dict[str, float]]:
+    """Seconds of whole processes, compilation and all, and of their epochs after the first: one
+    candidate with an empty compilation cache, one with the cache that the first has filled, and
+    eight side by side with an empty cache."""
+    times = {}
+    with tempfile.TemporaryDirectory() as directory:
+        for name, number, cache in (
+            ("alone, cold", 1, "one"),
+            ("alone", 1, "one"),
+            ("side by side, cold", NUM_REWARDS, "many"),
+        ):
+            code = f"from experiments.bench import train_rewards as t; t({number}, {num_epochs})"
+            began = time.monotonic()
+            result = subprocess.run(
+                [sys.executable, "-c", code],
+                env={**os.environ, "JAX_COMPILATION_CACHE_DIR": f"{directory}/{cache}"},
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            seconds = time.monotonic() - began
+            times[name] = {"process": seconds, "epochs": float(result.stdout)}
+    return times
+
+
 def median_and_range(values: list[float]) -> dict[str, float]:
     return {
         "median": float(np.median(values)),
@@ -430,6 +480,9 @@ def measure(config: Bench) -> dict[str, Any]:
         say("milliseconds per plan")
         results["racing_plan_ms"] = racing_plan_times()
         results["plain_plan_ms"] = plain_plan_times(config.rounds)
+    if "rewards" in parts:
+        say("rewards trained alone and side by side")
+        results["reward_seconds"] = reward_times(REWARD_EPOCHS)
     results["bench_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return results
 
@@ -462,6 +515,16 @@ def table(results: dict[str, Any]) -> str:
         for size, times in sizes.items():
             shown = f"{times['median']:.2f}", f"99 %: {times['p99']:.2f}"
             rows.append((f"{name}, {size}: one plan [ms]", *shown))
+    if "reward_seconds" in results:
+        times = results["reward_seconds"]
+        for name, part in times.items():
+            shown = f"{part['process']:.1f}", f"its epochs: {part['epochs']:.1f}"
+            rows.append((f"rewards {name}: process [s]", *shown))
+        many = times["side by side, cold"]
+        for name in ("alone, cold", "alone"):
+            ratios = [many[part] / (NUM_REWARDS * times[name][part]) for part in many]
+            shown = f"{ratios[0]:.2f}", f"of the epochs: {ratios[1]:.2f}"
+            rows.append((f"{NUM_REWARDS} side by side over {NUM_REWARDS} x {name}", *shown))
     if "first_update_seconds" in results:
         start = results["first_update_seconds"]
         rows.append(("start to first update, cold cache [s]", f"{start['cold']:.1f}", ""))

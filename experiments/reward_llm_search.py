@@ -58,7 +58,7 @@ def with_transcripts(config: LLMConfig, task: str) -> LLMConfig:
 
 def run(config: RewardSearch) -> int:
     task = load_task(config.task)
-    asks = any(arm in MODEL_ARMS for arm in config.search.arms)
+    asks = config.search.judge == "model" or any(a in MODEL_ARMS for a in config.search.arms)
     with open_workdir(config.workdir) as workdir, Validator() as validator:
         write_record(workdir, config, seeds=list(range(config.search.seeds)), may_differ=MAY_DIFFER)
         client = make_client(with_transcripts(config.llm, config.task), workdir) if asks else None
@@ -71,6 +71,7 @@ def run(config: RewardSearch) -> int:
             workdir,
             ask_with=config.llm.request,
             concurrency=config.llm.concurrency,
+            model=config.llm.model,
             mirror=mirror.write,
         )
         search.archive.once("prompts", lambda: {"event": "prompts", **prompt_versions()})

@@ -104,8 +104,9 @@ def run(config: Doctor) -> int:
     failed = False
     with Validator() as validator:
         for name in names:
+            task = load_task(name)
             print(name, flush=True)
-            for title, check in checks(load_task(name), validator, config.epochs):
+            for title, check in checks(task, validator, config.epochs):
                 began = time.monotonic()
                 try:
                     said, well = check(), True

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from core_rl.errors import UserError
 from core_rl.reward_task import load_task, task_names
 from core_rl.tracking import RecordError, read_metrics
 from experiments import reward_llm_search
+from projects.reward_llm.judge.preferences import read_preferences
 from projects.reward_llm.language import check
 from projects.reward_llm.llm import secret
 from projects.reward_llm.llm.config import LLMConfig, make_client
@@ -297,6 +299,44 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path):
     (tmp_path / "archive.jsonl").write_text('{"epoch": 1}\n')
     with pytest.raises(RecordError, match="line 1 is no event"):
         Archive(tmp_path / "archive.jsonl")
+
+
+def test_a_model_can_judge_what_was_learnt(search, tmp_path):
+    """It reads the summaries' numbers, as a model would, and is asked in both orders."""
+
+    def judge(request) -> str:
+        if "/judge/" not in request.tag:
+            return scripted_reply(request)
+        ways = [
+            float(way) for way in re.findall(r"way: (-?[\d.]+) m", request.messages[1]["content"])
+        ]
+        answer = "A" if ways[0] > ways[1] else "B" if ways[0] < ways[1] else "tie"
+        return json.dumps({"answer": answer, "why": "It went farther."})
+
+    config = dataclasses.replace(TINY, arms=("model",), judge="model", generations=1, rungs=(3,))
+    client = ScriptedClient(judge)
+    search(client, config=config).run()
+    event = events(tmp_path / "search")["s0/first/g0/judged"]
+    assert event["void"] == "" and event["known_right"] == event["known"] == 2
+    assert event["consistency"] == 1.0
+    preferences = read_preferences(tmp_path / "search" / "preferences.jsonl")
+    assert len(preferences) == event["num_pairs"] - 2 > 0
+    asked = [r for r in client.requests if "/judge/" in r.tag]
+    assert len(asked) == 2 * event["num_pairs"]
+    assert not any("s0/first" in str(r.messages) or "gain" in str(r.messages) for r in asked)
+
+
+def test_a_judge_that_misses_known_answers_is_not_heard(search, tmp_path):
+    def judge(request) -> str:
+        if "/judge/" not in request.tag:
+            return scripted_reply(request)
+        return json.dumps({"answer": "A", "why": "The first, always."})
+
+    config = dataclasses.replace(TINY, arms=("model",), judge="model", generations=1, rungs=(3,))
+    search(ScriptedClient(judge), config=config).run()
+    event = events(tmp_path / "search")["s0/first/g0/judged"]
+    assert "known answers" in event["void"] and event["first_slot"] == 1.0
+    assert read_preferences(tmp_path / "search" / "preferences.jsonl") == []
 
 
 # What is refused before it is trained.

@@ -13,7 +13,6 @@ import re
 import string
 import unicodedata
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -148,7 +147,7 @@ class LLMJudge:
         self.prompt = prompt or load_prompt()
         self.log: list[dict[str, Any]] = []
 
-    @cached_property
+    @property
     def name(self) -> str:
         """Goes into the preferences: who, on which evidence, by which prompt."""
         return f"llm:{self._model or 'unknown'}:{self._config.evidence}:{self.prompt.sha256[:8]}"

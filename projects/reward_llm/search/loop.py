@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -25,14 +25,19 @@ import numpy as np
 from core_rl.errors import UsageError
 from core_rl.reward_task import RewardTask
 from projects.reward_llm.compile import make_bank, padded
+from projects.reward_llm.judge.judging import Judge, judge_pairs
+from projects.reward_llm.judge.llm_judge import LLMJudge
 from projects.reward_llm.judge.preferences import (
     Clip,
     Preference,
     append_preferences,
+    draw_pairs,
     label_arrays,
+    load_clips,
     read_preferences,
     save_clips,
 )
+from projects.reward_llm.judge.rule_judge import RuleJudge
 from projects.reward_llm.judge.tac import align_filter
 from projects.reward_llm.language import Program
 from projects.reward_llm.llm.ask import ask_all
@@ -57,6 +62,7 @@ FINAL = 1_000  # added to the number of a final, so that its random numbers are 
 DRIVE_STEPS = 300  # of the fixed drivers
 CLIP_STEPS = 120  # steps of a clip
 CLIPS_EACH = 2  # clips of a candidate
+KNOWN_PAIRS = 2  # pairs of drives whose better one every judge must see
 SAME = 0.999  # correlation of two rewards from which on one of them is enough
 
 
@@ -71,6 +77,8 @@ class SearchConfig:
     checks: int = 4  # tests in a rung
     finals: int = 2  # times that a search's best is trained again
     repairs: int = 1  # times that a refused reply is sent back
+    judge: Literal["merit", "model", "none"] = "merit"  # who compares clips: a rule, or a model
+    judge_pairs: int = 30  # pairs of clips that are compared in a generation
     goal: str = ""  # what is wanted, in a sentence; empty: the task's own
     preferences: str = ""  # a person's answers about the clips of this search, a JSONL file
 
@@ -81,6 +89,8 @@ class SearchConfig:
         for name in "finals repairs".split():
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.judge_pairs < 1:
+            raise ValueError(f"judge_pairs must be at least 1, got {self.judge_pairs}")
         if self.proposals < self.candidates:
             raise ValueError(f"proposals must be at least candidates={self.candidates}")
         if not self.rungs or min(self.rungs) < self.checks:
@@ -118,6 +128,7 @@ class Search:
         *,
         ask_with: Callable[..., Request] = Request,
         concurrency: int = 4,
+        model: str = "",
         mirror: Callable[[dict[str, Any]], None] = lambda row: None,
         population: Population | None = None,
         drives: drivers.Drives | None = None,
@@ -130,6 +141,7 @@ class Search:
         self.archive = Archive(workdir / "archive.jsonl")
         self.ask_with = ask_with  # (messages, tag, seed=) -> request
         self.concurrency = concurrency
+        self.model = model
         self._mirror = mirror
         self.population = population or make_population(task, config.epochs)
         self._say = say
@@ -386,7 +398,7 @@ class Search:
                     state = of_lanes(state, [stages[-1][0].index(one) for one in alive])
                 state, event, tested = self._rung(key, state, alive, epochs)
                 if number == len(self.config.rungs) - 1:
-                    self._judge(alive, tested)
+                    save_clips(self.workdir / "clips", self._clips(alive, tested))
                 self.archive.add(key, event)
             event = self.archive[key]
             before = sum(epochs for _, epochs in stages)
@@ -398,6 +410,9 @@ class Search:
                 per_epoch = self.population.updates_per_epoch
                 updates[slot] += [(before + n) * per_epoch for n in event["checked"]]
             stages.append((alive, epochs))
+            if number == len(self.config.rungs) - 1 and self.config.judge != "none":
+                last = alive
+                self.archive.once(f"{path}/judged", lambda last=last: self._judge(path, last))
             ranked = sorted(
                 alive, key=lambda one: _best(curves[one.slot], self.task.score), reverse=True
             )
@@ -499,6 +514,12 @@ class Search:
         seconds = time.monotonic() - began
         rate = epoch * lanes * self.population.updates_per_epoch / seconds
         scores = [curve[self.task.score][-1] for curve in curves]
+        self._mirror(
+            {
+                "env_steps": epoch * self.population.env_steps_per_epoch,
+                **{f"{title}/lane{lane}/{self.task.score}": v for lane, v in enumerate(scores)},
+            }
+        )
         left = seconds / epoch * (epochs - epoch)
         self._say(
             f"{title}  epoch {epoch}/{epochs}  {rate:.0f} updates/s  {self.task.score} "
@@ -506,39 +527,56 @@ class Search:
             f"{int(left % 60):02d}"
         )
 
-    def _judge(self, alive: Sequence[Candidate], tested: Tested) -> None:
-        """Clips of what the candidates have learnt, and the preferences of the task's `merit`."""
-        steps = min(CLIP_STEPS, self.task.test_length)
-        clips: list[Clip] = []
-        merits: dict[str, float] = {}
-        for lane, one in enumerate(alive):
-            for episode in range(min(CLIPS_EACH, tested.features.shape[2])):
-                part = tested.features[lane, :steps, episode]
-                features = {name: part[:, i] for i, name in enumerate(self.names)}
-                clip = Clip(
-                    id=f"{_clip_name(one.key)}-e{episode}",
-                    text=self.task.summary(features),
-                    picture=None,
-                    features=features,
-                    policy=one.key,
-                    start=f"{VALIDATION_SEED}-{episode}",
-                )
-                clips.append(clip)
-                merits[clip.id] = self.task.merit(features)
-        save_clips(self.workdir / "clips", clips)
+    def _clips(self, alive: Sequence[Candidate], tested: Tested) -> list[Clip]:
+        """The beginnings of the last test's episodes, `CLIPS_EACH` of each candidate."""
+        return [
+            self._clip(
+                f"{_clip_name(one.key)}-e{episode}",
+                tested.features[lane, :, episode],
+                policy=one.key,
+                start=f"{VALIDATION_SEED}-{episode}",
+            )
+            for lane, one in enumerate(alive)
+            for episode in range(min(CLIPS_EACH, tested.features.shape[2]))
+        ]
+
+    def _clip(self, name: str, steps: np.ndarray, policy: str, start: str) -> Clip:
+        """A clip of steps [T, F]."""
+        part = steps[: min(CLIP_STEPS, self.task.test_length)]
+        features = {feature: part[:, i] for i, feature in enumerate(self.names)}
+        return Clip(name, self.task.summary(features), None, features, policy, start)
+
+    def _judge(self, path: str, alive: Sequence[Candidate]) -> dict[str, Any]:
+        """Preferences between what the candidates have learnt, also about known pairs."""
+        stored = load_clips(self.workdir / "clips")
+        ours = {_clip_name(one.key) for one in alive}
+        clips = {name: clip for name, clip in stored.items() if name.rsplit("-e", 1)[0] in ours}
+        pairs = draw_pairs(list(clips.values()), self.config.judge_pairs, seed=0)
+        good = self.drives.features[drivers.GOOD][0]
+        known = [
+            (
+                self._clip("drive-good", good, drivers.GOOD, "drive"),
+                self._clip(f"drive-{name}", self.drives.features[name][0], name, "drive"),
+            )
+            for name in list(self.task.trivial)[:KNOWN_PAIRS]
+        ]
+        judge: Judge
+        if self.config.judge == "model":
+            if self.client is None:
+                raise UsageError("--search.judge=model needs a language model")
+            judge = LLMJudge(self.client, self.goal, model=self.model, tag=f"{path}/judge")
+        else:
+            judge = RuleJudge(lambda clip: self.task.merit(clip.features), "merit")
+        batch = judge_pairs(judge, [(clips[a], clips[b]) for a, b in pairs], known)
         log = self.workdir / "preferences.jsonl"
-        known = {(p.pair, p.judge) for p in read_preferences(log)}
-        new = []
-        for i, first in enumerate(clips):
-            for second in clips[i + 1 :]:
-                if first.start != second.start:
-                    continue
-                gap = merits[first.id] - merits[second.id]
-                answer = "first" if gap > 0 else "second" if gap < 0 else "tie"
-                preference = Preference(first.id, second.id, answer, "merit")
-                if (preference.pair, "merit") not in known:
-                    new.append(preference)
-        append_preferences(log, new)
+        answered = {(p.pair, p.judge) for p in read_preferences(log)}
+        append_preferences(log, [p for p in batch.preferences if (p.pair, p.judge) not in answered])
+        return {
+            "event": "judged",
+            "judge": judge.name,
+            "void": batch.void,
+            **dataclasses.asdict(batch.statistics),
+        }
 
     # Finals.
 
