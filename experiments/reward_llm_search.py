@@ -28,6 +28,7 @@ from projects.reward_llm.search.prompting import prompt_versions
 from projects.reward_llm.validate import Validator
 
 TRANSCRIPTS = Path(__file__).parents[1] / "projects" / "reward_llm" / "transcripts"
+# What a resume may change: who else proposes, how many searches and finals there are.
 MAY_DIFFER = ("llm", "wandb", "workdir", "search.arms", "search.seeds", "search.finals")
 
 

@@ -76,6 +76,7 @@ class SearchConfig:
     rungs: tuple[int, ...] = (120,)  # epochs; after each but the last, the better half goes on
     checks: int = 4  # tests in a rung
     finals: int = 2  # times that a search's best is trained again
+    final_epochs: int = 0  # epochs of that training; 0: as many as in the search
     repairs: int = 1  # times that a refused reply is sent back
     judge: Literal["merit", "model", "none"] = "merit"  # who compares clips: a rule, or a model
     judge_pairs: int = 30  # pairs of clips that are compared in a generation
@@ -86,11 +87,13 @@ class SearchConfig:
         for name in "seeds generations proposals candidates checks".split():
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in "finals repairs".split():
+        for name in "finals final_epochs repairs".split():
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.judge_pairs < 1:
             raise ValueError(f"judge_pairs must be at least 1, got {self.judge_pairs}")
+        if 0 < self.final_epochs < self.checks:
+            raise ValueError(f"final_epochs must be 0 or at least checks={self.checks}")
         if self.proposals < self.candidates:
             raise ValueError(f"proposals must be at least candidates={self.candidates}")
         if not self.rungs or min(self.rungs) < self.checks:
@@ -101,7 +104,7 @@ class SearchConfig:
 
     @property
     def epochs(self) -> int:
-        """Epochs of a candidate that is never dropped, and of a final."""
+        """Epochs of a candidate that is never dropped."""
         return sum(self.rungs)
 
 
@@ -144,6 +147,7 @@ class Search:
         self.model = model
         self._mirror = mirror
         self.population = population or make_population(task, config.epochs)
+        self._longer: Population | None = None  # of finals, where they are longer
         self._say = say
         self.drives = drives or drivers.drive_all(task, min(task.test_length, DRIVE_STEPS))
         self._rows = drivers.real_rows(task, self.drives)
@@ -602,19 +606,22 @@ class Search:
         bank = make_bank([one.program for one in chosen], self.names)
         weights = padded([one.factors for one in chosen], bank.num_terms)
         root = jax.random.key(seed)
-        state = self.population.init([jax.random.fold_in(root, FINAL + n) for _, _, n in lanes])
-        state = self.population.relabel(state, bank, weights)
-        epochs, checks = self.config.epochs, self.config.checks
+        epochs, checks = self.config.final_epochs or self.config.epochs, self.config.checks
+        population = self.population
+        if epochs != self.config.epochs:
+            population = self._longer = self._longer or make_population(self.task, epochs)
+        state = population.init([jax.random.fold_in(root, FINAL + n) for _, _, n in lanes])
+        state = population.relabel(state, bank, weights)
         checked = [round(epochs * (n + 1) / checks) for n in range(checks)]
         curves: list[dict[str, list[float]]] = [{} for _ in lanes]
         best_agent = jax.tree.map(jax.numpy.copy, state.agent)  # the state itself is donated
         best = np.full(len(lanes), -np.inf)
         began = time.monotonic()
         for epoch in range(1, epochs + 1):
-            state, _ = self.population.epoch(state, bank, weights)
+            state, _ = population.epoch(state, bank, weights)
             if epoch not in checked:
                 continue
-            tested = self.population.test(state, jax.random.key(VALIDATION_SEED))
+            tested = population.test(state, jax.random.key(VALIDATION_SEED))
             scores = np.nan_to_num(tested.metrics[self.task.score], nan=-np.inf)
             for lane in range(len(lanes)):
                 for name, values in tested.metrics.items():
@@ -631,7 +638,7 @@ class Search:
             )
             self._progress(f"s{seed}/finals", epoch, epochs, len(lanes), curves, began)
         state = dataclasses.replace(state, agent=best_agent)
-        tested = self.population.test(state, jax.random.key(TEST_SEED + seed))
+        tested = population.test(state, jax.random.key(TEST_SEED + seed))
         for lane, (key, one, number) in enumerate(lanes):
             metrics = {name: float(values[lane]) for name, values in tested.metrics.items()}
             self.archive.add(
