@@ -12,7 +12,8 @@ of 4 ms, joints at 1 kHz). Decisions: the committed policies, one observation at
 control loop would ask them. Plans: the racing planner around the committed driver, one state at a
 time; and plain MPPI of the same size, ours and the package pytorch-mppi where it is installed, with
 the same network as dynamics and the same cost. Rewards: candidates of the reward search on the time
-trial, eight side by side in one process against one alone. Start: processes of their own, without
+trial, eight side by side in one process against one alone. Verdicts: random reward programs through
+the validator, its workers' start included. Start: processes of their own, without
 and with compilation cache. The median of the rounds is shown, with the range; of decisions and
 plans the median and the 99th percentile.
 """
@@ -54,6 +55,8 @@ from projects.ace.return_env import ReturnConfig, ReturnTask
 from projects.reward_llm import language
 from projects.reward_llm.compile import make_bank, padded
 from projects.reward_llm.population import make_population
+from projects.reward_llm.search.baselines import random_program
+from projects.reward_llm.validate import Job, Validator
 from projects.sophy.addons import parse_addon
 from projects.sophy.planning import RACING, make_planning_driver
 from projects.sophy.time_trial import TimeTrial
@@ -61,12 +64,13 @@ from projects.sophy.time_trial import TimeTrial
 OBS_SIZE, ACTION_SIZE = 128, 2
 NUM_ENVS, UPDATES_PER_STEP, BATCH_SIZE, HIDDEN = 64, 8, 256, (256, 256)
 CAPACITY = 65_536
-PARTS = ("start", "learning", "steps", "decisions", "plans", "rewards")
+PARTS = ("start", "learning", "steps", "decisions", "plans", "rewards", "verdicts")
 POLICIES = {
     "time trial": "projects/sophy/policies/time_trial",
     "return": "projects/ace/policies/return",
 }
 NUM_DECISIONS = 3000
+NUM_VERDICTS = 127
 NUM_REWARDS, REWARD_EPOCHS = 8, 120  # candidates and epochs of a candidate in the reward search
 NUM_PLANS = 1000
 PLAN_SIZES = ((256, 8), (512, 10), (1024, 10), (4096, 10))  # samples and horizon of plain MPPI
@@ -80,7 +84,9 @@ class Bench:
     rounds: int = 2  # turns that each of the compared programs takes
     updates: int = 1024  # updates per turn
     envs: tuple[int, ...] = (1, 64, 1024)  # environments simulated side by side
-    only: tuple[str, ...] = ()  # of start, learning, steps, decisions, plans, rewards; empty: all
+    only: tuple[
+        str, ...
+    ] = ()  # parts, such as learning,rewards; a wrong name lists them; empty: all
     json: str = ""  # file for the results, machine-readable
 
     def __post_init__(self):
@@ -419,6 +425,18 @@ def reward_times(num_epochs: int) -> dict[str, dict[str, float]]:
     return times
 
 
+def verdict_seconds() -> dict[str, float]:
+    """Seconds for `NUM_VERDICTS` different replies that all pass every stage or fail the last."""
+    features = load_task("sophy:time_trial").features
+    random = np.random.default_rng(0)
+    replies = [f"```python\n{random_program(random, features)}\n```" for _ in range(NUM_VERDICTS)]
+    began = time.monotonic()
+    with Validator() as validator:
+        verdicts = validator.judge([Job(reply, features) for reply in replies])
+    seconds = time.monotonic() - began
+    return {"seconds": seconds, "accepted": float(sum(verdict.accept for verdict in verdicts))}
+
+
 def median_and_range(values: list[float]) -> dict[str, float]:
     return {
         "median": float(np.median(values)),
@@ -483,6 +501,9 @@ def measure(config: Bench) -> dict[str, Any]:
     if "rewards" in parts:
         say("rewards trained alone and side by side")
         results["reward_seconds"] = reward_times(REWARD_EPOCHS)
+    if "verdicts" in parts:
+        say("verdicts on reward programs")
+        results["verdicts"] = verdict_seconds()
     results["bench_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return results
 
@@ -525,6 +546,10 @@ def table(results: dict[str, Any]) -> str:
             ratios = [many[part] / (NUM_REWARDS * times[name][part]) for part in many]
             shown = f"{ratios[0]:.2f}", f"of the epochs: {ratios[1]:.2f}"
             rows.append((f"{NUM_REWARDS} side by side over {NUM_REWARDS} x {name}", *shown))
+    if "verdicts" in results:
+        found = results["verdicts"]
+        shown = f"{found['seconds']:.1f}", f"{found['accepted']:.0f} accepted"
+        rows.append((f"verdicts on {NUM_VERDICTS} reward programs [s]", *shown))
     if "first_update_seconds" in results:
         start = results["first_update_seconds"]
         rows.append(("start to first update, cold cache [s]", f"{start['cold']:.1f}", ""))
