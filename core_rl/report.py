@@ -157,10 +157,11 @@ def _draw_chart(spec: CurveSpec, metrics: Sequence[Mapping[str, Any]], name: str
         notes.append(f"Thin: {num_seeds} seeds. Bold: their mean, where all have a value.")
     if spec.smoothing > 1:
         notes.append(f"Mean of the last {spec.smoothing} rows.")
-    return _Chart(spec.title, inline_svg(_to_svg(figure), name), legend, " ".join(notes))
+    return _Chart(spec.title, inline_svg(to_svg(figure), name), legend, " ".join(notes))
 
 
-def _to_svg(figure: Figure) -> str:
+def to_svg(figure: Figure) -> str:
+    """The figure as the text of an SVG."""
     text = io.StringIO()
     # Text stays text, and ids do not change from one drawing of the same rows to the next.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
@@ -230,7 +231,7 @@ def _flatten(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str
     return rows
 
 
-def _record_groups(record: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+def record_groups(record: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """The plain entries first, then every nested one as a table of dotted names."""
     plain = {key: value for key, value in record.items() if not isinstance(value, Mapping)}
     groups = [("run", _flatten(plain))] if plain else []
@@ -238,11 +239,23 @@ def _record_groups(record: Mapping[str, Any]) -> list[tuple[str, list[tuple[str,
     return groups + [(key, _flatten(value)) for key, value in nested]
 
 
-def _wrap_command(command: str) -> str:
+def wrap_command(command: str) -> str:
     """One flag a line, so that a long command can be read and pasted."""
     if len(command) <= 88 or "\n" in command:
         return command
     return re.sub(r" (?=--)", " \\\\\n    ", command)
+
+
+def _load_template() -> jinja2.Template:
+    return jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
+
+
+def style() -> Markup:
+    """The style sheet of the page, for other pages that are to look like it."""
+    template = _load_template()
+    return Markup("".join(template.blocks["style"](template.new_context())))
 
 
 def write_report(
@@ -269,13 +282,10 @@ def write_report(
     for k, spec in enumerate(curves):
         sections.setdefault(spec.section, []).append(_draw_chart(spec, metrics, f"curve{k}"))
     shown = [(label, _show(value), note) for label, value, note in numbers]
-    template = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
-    page = template.render(
+    page = _load_template().render(
         title=title,
         subtitle=subtitle,
-        command=_wrap_command(command),
+        command=wrap_command(command),
         tiles=shown[:NUM_TILES],
         numbers=shown,
         pages=embedded_pages,
@@ -284,7 +294,7 @@ def write_report(
             for k, (name, content, caption) in enumerate(figures)
         ],
         sections=sections,
-        record=_record_groups(record),
+        record=record_groups(record),
         num_rows=len(metrics),
         num_colours=NUM_COLOURS,
         log_tail=log_tail,

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from core_rl.report import CurveSpec, ReportError, read_series, write_report
+from core_rl.report import CurveSpec, ReportError, read_series, style, write_report
 
 # One white pixel.
 PNG = base64.b64decode(
@@ -114,6 +114,11 @@ def test_the_page_is_whole_and_loads_nothing(page: str, reader: Reader) -> None:
     assert "http" not in page
     assert "@import" not in page
     assert len(page.encode()) < 200_000
+
+
+def test_the_style_sheet_can_be_shared(page: str) -> None:
+    assert f"<style>\n{style()}</style>" in page
+    assert style().startswith(":root {") and "{%" not in style()
 
 
 def test_references_inside_drawings_have_a_target(reader: Reader) -> None:

@@ -14,20 +14,20 @@ from core_rl.tracking import encode_json, read_metrics
 from core_rl.train import TrainConfig
 from projects.reward_llm import report
 from projects.reward_llm.judge.preferences import Preference, append_preferences
-from projects.reward_llm.report import (
+from projects.reward_llm.report import plain, whole, write_search_report
+from projects.reward_llm.results import (
     Budget,
+    Summary,
     compare,
+    comparisons,
     digits,
     estimate,
     headline,
     interquartile_mean,
     ledger_totals,
     lineage,
-    plain,
     rank_generations,
     summarise,
-    whole,
-    write_search_report,
 )
 from projects.reward_llm.search.arms import ARMS, FIXED, MODEL_ARMS
 
@@ -136,6 +136,24 @@ def trained(path: str, scores: dict[int, list[float]], *, rung: int = 0, epochs:
     return {"key": f"{path}/rung{rung}", "event": "trained", "checked": checked, "lanes": lanes}
 
 
+def judged(path: str, judge: str = "merit", **more: Any) -> dict:
+    return {
+        "key": f"{path}/judged",
+        "event": "judged",
+        "judge": judge,
+        "void": "",
+        "num_pairs": 32,
+        "unreadable": 0,
+        "consistency": 0.875,
+        "first_slot": 0.5,
+        "ties": 0.25,
+        "known": 2,
+        "known_right": 2,
+        "repeated": 0,
+        **more,
+    }
+
+
 def best(arm: str, seed: int, key: str) -> dict:
     return {"key": f"s{seed}/{arm}/best", "event": "best", "candidate": key, "score": 0.5}
 
@@ -192,7 +210,7 @@ def whole_search(seeds: int = 3, generations: int = 2, proposals: int = 8) -> li
                 kept = list(range(6))
                 events += [filtered(path, kept, slots=proposals, hackable=[6], twins={7: 0})]
                 scores = {k: np.sort(random.random(4)).tolist() for k in kept}
-                events += [trained(path, scores)]
+                events += [trained(path, scores), judged(path)]
             events += [best(arm, seed, f"{path}/c1")]
         events += [
             final(arm, seed, number, random.random(), key=f"s{seed}/{arm}/g1/c1")
@@ -207,7 +225,7 @@ def write_archive(workdir, events: list[dict], torn: str = "") -> None:
     (workdir / "archive.jsonl").write_text("".join(f"{line}\n" for line in lines) + torn)
 
 
-def make(events: list[dict], arms=(), preferences=()) -> report.Summary:
+def make(events: list[dict], arms=(), preferences=()) -> Summary:
     return summarise(events, ["score", "lap_ratio", "pace"], "score", BUDGET, arms, preferences)
 
 
@@ -384,13 +402,13 @@ def test_headline():
 def test_a_model_that_does_not_beat_optimisation_is_told_so():
     optimised = [final("cma_es", s, n, 0.5) for s in range(3) for n in range(2)]
     model = [final("model", s, n, 0.5 + 0.1 * (s - 1)) for s in range(3) for n in range(2)]
-    found = report.comparisons(make(optimised + model))
+    found = comparisons(make(optimised + model))
     assert len(found) == 1 and "model does not beat cma_es" in found[0].verdict
     better = [final("model", s, n, 0.7) for s in range(3) for n in range(2)]
-    assert report.comparisons(make(optimised + better))[0].verdict == "model beats cma_es"
-    (worse,) = report.comparisons(make([final("cma_es", s, 0, 0.9) for s in range(3)] + better))
+    assert comparisons(make(optimised + better))[0].verdict == "model beats cma_es"
+    (worse,) = comparisons(make([final("cma_es", s, 0, 0.9) for s in range(3)] + better))
     assert worse.verdict == "model is worse than cma_es" and worse.gap.mean == pytest.approx(-0.2)
-    one = report.comparisons(make(optimised[:2] + better[:2]))
+    one = comparisons(make(optimised[:2] + better[:2]))
     assert one[0].verdict.startswith("open")
 
 
@@ -409,6 +427,36 @@ def test_ranks_within_a_generation_and_judge():
     assert [ranks[f"{path}/c{k}"][0].rank for k in range(3)] == [1.0, 2.0, 3.0]
     assert [rank.judge for rank in ranks[f"{path}/c0"]] == ["merit", "person"]
     assert ranks[f"{path}/c0"][0].of == 3 and ranks[f"{path}/c0"][0].comparisons == 4
+
+
+def test_ranks_of_a_model_and_of_the_rule_stay_apart():
+    path = "s0/cma_es/g0"
+    candidates = make([candidate(f"{path}/c{k}") for k in range(2)]).candidates
+    clips = [f"s0-cma_es-g0-c{k}-e0" for k in range(2)]
+    answers: dict[str, Any] = {"merit": "first", "llm:some model": "second"}
+    preferences = [Preference(clips[0], clips[1], answers[judge], judge) for judge in answers]
+    found = rank_generations(candidates.values(), preferences)[f"{path}/c0"]
+    assert {one.judge: one.rank for one in found} == {"merit": 1.0, "llm:some model": 2.0}
+
+
+def test_how_judges_behaved():
+    path = "s0/cma_es/g0"
+    events = [candidate(f"{path}/c0"), judged(path), judged("s0/model/g1", "llm:x", void="1 of 2")]
+    events += [{"key": "s1/model/g1/judged", "event": "judged", "judge": "merit"}]
+    found = make(events).judgings
+    assert list(found) == [path, "s0/model/g1", "s1/model/g1"]
+    assert (found[path].num_pairs, found[path].consistency, found[path].void) == (32, 0.875, "")
+    assert found["s0/model/g1"].void == "1 of 2" and math.isnan(found["s1/model/g1"].consistency)
+
+
+def test_training_of_finals_and_of_the_search():
+    path = "s0/cma_es/g0"
+    search = [candidate(f"{path}/c{k}") for k in range(2)]
+    search += [trained(path, {0: [0.1, 0.2], 1: [0.1, 0.3]}), trained(path, {1: [0.4]}, rung=1)]
+    summary = make([*search, final("cma_es", 0, 0, 0.5)])
+    assert (summary.final_updates, summary.search_updates) == ([40], 80)
+    assert make([final("human", 0, 0, 0.5)]).search_updates == 0
+    assert make(search).final_updates == []
 
 
 def test_lineage():
@@ -476,6 +524,43 @@ def test_page_of_a_whole_search(tmp_path):
     assert "drowns the others" in reader.text and "stand" in reader.text
     assert all(arm in reader.text for arm in ARMS)
     assert "none in 6 of 6" in reader.text  # no final has a lap
+
+
+def test_page_tells_how_a_generation_was_judged(tmp_path):
+    path = "s0/cma_es/g0"
+    events = [candidate(f"{path}/c0"), trained(path, {0: [0.1, 0.2]})]
+
+    def text_with(event: dict) -> str:
+        write_archive(tmp_path, [*events, event])
+        return Reader(write_search_report(tmp_path, TASK).read_text(encoding="utf-8")).text
+
+    rule = text_with(judged(path))
+    assert "merit: 32 pairs, of 2 of which the answer is known (2 right); the same" in rule
+    assert "in both orders in 87.5 %" in rule
+    assert "nobody looked" in rule and "void:" not in rule
+    why = f"1 of 2 known answers were right {HOSTILE}"
+    model = text_with(judged(path, f"llm:{HOSTILE}", unreadable=3, known_right=1, void=why))
+    assert f"judge llm:{plain(HOSTILE)}: 32 pairs" in model
+    assert "(1 right), 3 unreadable; the same" in model
+    assert f"void: {plain(why)}" in model and "nobody looked" not in model
+
+
+def test_page_tells_how_long_finals_were_trained(tmp_path):
+    path = "s0/cma_es/g0"
+    search = [candidate(f"{path}/c0"), trained(path, {0: [0.1, 0.2]}, epochs=2)]
+
+    def text_with(events: list[dict]) -> str:
+        write_archive(tmp_path, events)
+        return Reader(write_search_report(tmp_path, TASK).read_text(encoding="utf-8")).text
+
+    longer = text_with([*search, final("cma_es", 0, 0, 0.5)])
+    assert "A final was trained for 40 updates, a candidate in its search for 20: " in longer
+    last = final("cma_es", 0, 1, 0.5) | {"checked": [1, 2]}
+    assert "for 20 updates, a candidate in its search for 20." in text_with([*search, last])
+    both = text_with([*search, final("cma_es", 0, 0, 0.5), last])
+    assert "trained for 20 or 40 updates" in both
+    assert "trained for 40 updates." in text_with([final("human", 0, 0, 0.5)])
+    assert "final was trained" not in text_with(search)
 
 
 def test_results_for_scripts(tmp_path):
