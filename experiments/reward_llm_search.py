@@ -48,13 +48,13 @@ def with_transcripts(config: LLMConfig, task: str) -> LLMConfig:
     """Replays what is recorded of the task in the repository where nothing else is named."""
     if config.mode != "replay" or config.transcripts:
         return config
-    path = TRANSCRIPTS / f"{task.replace(':', '_')}.jsonl"
-    if not path.exists():
+    paths = sorted((TRANSCRIPTS / task.replace(":", "_")).glob("*.jsonl"))
+    if not paths:
         raise UsageError(
             f"no replies are recorded for {task}: leave out the model's arms with --search.arms, "
             "or choose another --llm.mode"
         )
-    return dataclasses.replace(config, transcripts=(str(path),))
+    return dataclasses.replace(config, transcripts=tuple(map(str, paths)))
 
 
 def run(config: RewardSearch) -> int:
