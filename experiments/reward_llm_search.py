@@ -8,8 +8,8 @@
 After Ma et al. 2025 (arXiv 2511.02094). `--task` is any `project:task` that a project publishes in
 its module `design`. The default replays the recorded replies in `projects/reward_llm/transcripts`
 and needs no network; `python -m projects.reward_llm.doctor` checks every part before a token is
-spent. The whole default comparison takes about an hour on two cores; what it gave stands in
-`docs/reward_llm.md`. Killed at any moment, the same command goes on where it was.
+spent. The whole default comparison takes about an hour and a half on two cores; what it gave stands
+in `docs/reward_llm.md`. Killed at any moment, the same command goes on where it was.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from core_rl import flags
 from core_rl.errors import UsageError, UserError
 from core_rl.reward_task import load_task
 from core_rl.tracking import WandbConfig, WandbSink, open_workdir, write_record
+from projects.reward_llm.judge.llm_judge import LLMJudgeConfig
 from projects.reward_llm.llm.config import LLMConfig, make_client
 from projects.reward_llm.report import write_search_report
 from projects.reward_llm.search.arms import MODEL_ARMS
@@ -29,7 +30,10 @@ from projects.reward_llm.validate import Validator
 
 TRANSCRIPTS = Path(__file__).parents[1] / "projects" / "reward_llm" / "transcripts"
 # What a resume may change: who else proposes, how many searches and finals there are.
-MAY_DIFFER = ("llm", "wandb", "workdir", "search.arms", "search.seeds", "search.finals")
+MAY_DIFFER = (
+    *("llm", "wandb", "workdir"),
+    *("search.arms", "search.seeds", "search.finals", "search.preferences"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +41,7 @@ class RewardSearch:
     task: str = "sophy:time_trial"  # project:task
     search: SearchConfig = SearchConfig()
     llm: LLMConfig = LLMConfig()
-    wandb: WandbConfig = WandbConfig(mode="disabled")
+    wandb: WandbConfig = WandbConfig()
     workdir: str = "runs/reward_llm_search"  # the search's identity: the same again resumes it
 
 
@@ -61,8 +65,9 @@ def run(config: RewardSearch) -> int:
     task = load_task(config.task)
     asks = config.search.judge == "model" or any(a in MODEL_ARMS for a in config.search.arms)
     with open_workdir(config.workdir) as workdir, Validator() as validator:
-        write_record(workdir, config, seeds=list(range(config.search.seeds)), may_differ=MAY_DIFFER)
+        # First what may be refused, so that a mistake leaves no record.
         client = make_client(with_transcripts(config.llm, config.task), workdir) if asks else None
+        write_record(workdir, config, seeds=list(range(config.search.seeds)), may_differ=MAY_DIFFER)
         mirror = WandbSink(config.wandb, workdir, f"rewards-{task.name}", config, job_type="search")
         search = Search(
             task,
@@ -72,6 +77,11 @@ def run(config: RewardSearch) -> int:
             workdir,
             ask_with=config.llm.request,
             concurrency=config.llm.concurrency,
+            judge_with=LLMJudgeConfig(
+                temperature=config.llm.temperature,
+                max_tokens=config.llm.max_tokens,
+                concurrency=config.llm.concurrency,
+            ),
             model=config.llm.model,
             mirror=mirror.write,
         )
@@ -81,6 +91,7 @@ def run(config: RewardSearch) -> int:
             unanswered = search.run()
         except UserError as error:
             failed, unanswered = error, []
+        search.archive.close()
         page = write_search_report(workdir, task)
         mirror.close(exit_code=1 if failed else 0)
         for stop in unanswered:
@@ -88,7 +99,7 @@ def run(config: RewardSearch) -> int:
         print(f"report: {page}", file=sys.stderr)
         if failed:
             raise failed
-    return 0
+    return 1 if unanswered else 0
 
 
 if __name__ == "__main__":

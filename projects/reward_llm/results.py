@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.stats import t as student
 
 from projects.reward_llm.judge.bradley_terry import rank_policies
 from projects.reward_llm.judge.preferences import JudgeError, Preference
@@ -225,24 +226,28 @@ def estimate(searches: Mapping[int, Sequence[float]], seed: int = 0) -> Estimate
 
 
 def compare(
-    first: Mapping[int, Sequence[float]], second: Mapping[int, Sequence[float]], seed: int = 0
+    first: Mapping[int, Sequence[float]], second: Mapping[int, Sequence[float]]
 ) -> Estimate:
     """The mean of `first` less that of `second` over the searches that both have, which share their
-    tests. `count` and `finite` are searches; fewer than two have no interval."""
+    tests, with Student's 95 % interval of the paired differences. `count` and `finite` are
+    searches; fewer than two have no interval. A bootstrap over three searches would find a
+    difference in a quarter of the cases where there is none."""
     common = sorted(set(first) & set(second))
     pairs = [(np.array(first[k], float), np.array(second[k], float)) for k in common]
-    usable = [pair for pair in pairs if all(np.isfinite(values).any() for values in pair)]
-    if not usable:
+    gaps = np.array(
+        [
+            np.nanmean(one) - np.nanmean(other)
+            for one, other in pairs
+            if np.isfinite(one).any() and np.isfinite(other).any()
+        ]
+    )
+    if not len(gaps):
         return Estimate(math.nan, math.nan, math.nan, 0, len(common))
-    left, right = ([list(values) for values in side] for side in zip(*usable, strict=True))
-    mean = float(np.nanmean(np.concatenate(left)) - np.nanmean(np.concatenate(right)))
-    low = high = math.nan
-    if len(usable) > 1:
-        random = np.random.default_rng(seed)
-        picks = random.integers(len(usable), size=(RESAMPLES, len(usable)))
-        gaps = _resample(left, picks, random) - _resample(right, picks, random)
-        low, high = map(float, interval(gaps, 0.95))
-    return Estimate(mean, low, high, len(usable), len(common))
+    mean, low, high = float(gaps.mean()), math.nan, math.nan
+    if len(gaps) > 1:
+        half = float(student.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / math.sqrt(len(gaps)))
+        low, high = mean - half, mean + half
+    return Estimate(mean, low, high, len(gaps), len(common))
 
 
 def _resample(

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import traceback
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -69,6 +70,11 @@ def config(local: LocalServer, **changes) -> LLMConfig:
     return LLMConfig(**values)
 
 
+def sent_seed(tag: str, seed: int) -> int:
+    """CRC-32 of the tag, so that two requests with one prompt do not get one reply."""
+    return (zlib.crc32(tag.encode()) + seed) % 2**31
+
+
 def attempt(local: LocalServer, **changes) -> OpenAIClient:
     """A client whose every failure is seen, since nothing retries."""
     return OpenAIClient(**{"base_url": local.base_url, "model": "m", "key": None, **changes})
@@ -100,7 +106,7 @@ class TestCompletion:
             "messages": list(request().messages),
             "max_tokens": 77,
             "temperature": 0.5,
-            "seed": 3,
+            "seed": sent_seed("s0/model/g0/c0/r0", 3),
             "top_p": 0.9,
         }
         assert (answer.text, answer.finish_reason) == ("a reward", "stop")
@@ -513,7 +519,9 @@ class TestRecordMode:
             path.write_bytes(b"".join(lines[:3]) + lines[3][:-20])
             again = ask_all(make_client(settings, tmp_path), requests)
             assert len(local.received) == 4 + 3  # the torn one, and the two that are new
-        assert [answer.text for answer in again] == [f"seed {k}" for k in range(6)]
+        assert [answer.text for answer in again] == [
+            f"seed {sent_seed(str(k), k)}" for k in range(6)
+        ]
         assert again[:4] == first
         assert requests_charged(tmp_path) == 7
         replay = LLMConfig(transcripts=(str(path),), strict=True)
@@ -549,7 +557,8 @@ class TestServer:
             client = attempt(local)
             with ThreadPoolExecutor(50) as pool:
                 texts = pool.map(lambda k: client.complete(request(seed=k)).text, range(50))
-                assert list(texts) == [str(k) for k in range(50)]
+                tag = request().tag
+                assert list(texts) == [str(sent_seed(tag, k)) for k in range(50)]
 
     def test_runs_on_its_own_with_a_recording_as_its_script(self, tmp_path):
         replies = tmp_path / "replies.jsonl"

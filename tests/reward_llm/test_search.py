@@ -11,7 +11,7 @@ import pytest
 from core_rl import flags
 from core_rl.errors import UserError
 from core_rl.reward_task import load_task, task_names
-from core_rl.tracking import RecordError, read_metrics
+from core_rl.tracking import RecordError, WandbConfig, read_metrics
 from experiments import reward_llm_search
 from projects.reward_llm.judge.preferences import read_preferences
 from projects.reward_llm.language import check
@@ -38,7 +38,7 @@ TINY = SearchConfig(
     candidates=3,
     rungs=(3, 3),
     checks=1,
-    finals=1,
+    final_epochs=0,
 )
 GAIN = """
 def reward(f):
@@ -291,7 +291,7 @@ def test_tampered_sources_of_an_archive_are_refused(search, tmp_path):
     search(None, config=config).run()
     path = tmp_path / "search" / "archive.jsonl"
     path.write_text(path.read_text().replace("f['gain']", "f.__class__"))
-    with pytest.raises(ValueError, match="refused"):
+    with pytest.raises(UserError, match="refused"):
         search(None, config=config).run()
 
 
@@ -515,6 +515,7 @@ def test_the_command_runs_reports_and_refuses(validator, population, tmp_path, m
     )
     config = reward_llm_search.RewardSearch(
         search=dataclasses.replace(TINY, arms=("human", "random_weights"), generations=1),
+        wandb=WandbConfig(mode="disabled"),
         workdir=str(tmp_path / "run"),
     )
     assert reward_llm_search.run(config) == 0

@@ -82,7 +82,7 @@ class Calibration:
     num_pairs: int  # different pairs
     agreement: float  # share of equal answers, of first, second and tie
     kappa: float  # Cohen's (1960); NaN where it is undefined
-    usable: bool  # may select candidates; a judge that may not is still logged
+    usable: bool  # agrees enough to be let choose; nothing enforces it
     reason: str  # one line
 
 

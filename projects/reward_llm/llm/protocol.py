@@ -18,7 +18,7 @@ class Request:
     tag: str  # who asks and for what, unique within a search, such as "s0/model/g1/c3/r0"
     temperature: float = 1.0
     max_tokens: int = 4096  # of the completion
-    seed: int = 0
+    seed: int = 0  # what a server is sent depends on the tag as well
 
 
 class Usage(NamedTuple):

@@ -1,4 +1,4 @@
-"""Who proposes rewards: an arm of the comparison. All arms have the same budget.
+"""Who proposes rewards: an arm of the comparison. All propose and may train equally many.
 
 An arm proposes sources (and factors of their terms), or requests to a language model. What it knows
 is the past of its own search: candidates and what became of them.
@@ -153,7 +153,8 @@ def _reflected(
     plan: Plan, arm: str, slot: int, tried: Sequence[Past], shown: Sequence[Past]
 ) -> Proposal:
     """A request with feedback. `shown` has the results that the prompt tells, in the order of
-    `tried`; parents are chosen by the true ones."""
+    `tried`; parents, and the order in which the prompt lists what was tried, are by the true ones:
+    shuffled feedback hides the numbers and not the ranking."""
     ranked = sorted(tried, key=_score, reverse=True)
     operator = PLAN[slot % len(PLAN)]
     # Half of the mutations begin with another one than the best, which may only have been lucky.
@@ -176,9 +177,9 @@ def _reflected(
     feedback = prompting.feedback_text(
         history=lines,
         parent=parent.source,
-        updates=parent.updates[-1],
-        diagnosis=diagnosis.table(_renamed(result, parent), parent.updates),
-        metrics=diagnosis.metrics_table(result.curve, parent.updates),
+        updates=result.updates,
+        diagnosis=diagnosis.table(_renamed(result, parent), result.updates),
+        metrics=diagnosis.metrics_table(result.curve, result.updates),
         second=second,
         operator=OPERATORS[operator],
     )

@@ -11,7 +11,7 @@ from core_rl.features import FeatureTable
 WIDEST = 30.0  # factor above and below 1 within which random weights are drawn
 SIGMA = 1.0  # of the first generation of CMA-ES, in the logarithm of the weights
 FEWEST, MOST = 2, 6  # terms of a random program
-WORST = 1e3  # cost of a candidate that has no score
+WORST = 1e3  # cost of a candidate whose score is not a number
 
 
 def random_weights(random: np.random.Generator, num_terms: int) -> list[float]:
@@ -32,7 +32,7 @@ def cma_weights(
       num_terms: numbers per candidate.
       population: candidates per generation.
       past: scores of the generations before, in the order in which their candidates were proposed;
-        None for a candidate that was not trained.
+        None for one that was not trained, which counts as the median: nothing is known against it.
       seed: of its random numbers.
 
     The optimiser begins anew each time and is told everything again: it has no state to keep.
@@ -40,9 +40,9 @@ def cma_weights(
     optimiser = CMA(mean=np.zeros(num_terms), sigma=SIGMA, seed=seed, population_size=population)
     for scores in past:
         asked = [optimiser.ask() for _ in range(population)]
-        costs = [
-            -score if score is not None and math.isfinite(score) else WORST for score in scores
-        ]
+        known = [-s if math.isfinite(s) else WORST for s in scores if s is not None]
+        middle = float(np.median(known)) if known else 0.0
+        costs = [middle if s is None else -s if math.isfinite(s) else WORST for s in scores]
         optimiser.tell(list(zip(asked, costs, strict=True)))
     return [np.exp(optimiser.ask()).tolist() for _ in range(population)]
 

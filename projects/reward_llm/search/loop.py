@@ -22,11 +22,11 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from core_rl.errors import UsageError
+from core_rl.errors import UsageError, UserError
 from core_rl.reward_task import RewardTask
 from projects.reward_llm.compile import make_bank, padded
 from projects.reward_llm.judge.judging import Judge, judge_pairs
-from projects.reward_llm.judge.llm_judge import LLMJudge
+from projects.reward_llm.judge.llm_judge import LLMJudge, LLMJudgeConfig
 from projects.reward_llm.judge.preferences import (
     Clip,
     Preference,
@@ -75,8 +75,8 @@ class SearchConfig:
     candidates: int = 6  # of them that are trained, side by side
     rungs: tuple[int, ...] = (120,)  # epochs; after each but the last, the better half goes on
     checks: int = 4  # tests in a rung
-    finals: int = 2  # times that a search's best is trained again
-    final_epochs: int = 0  # epochs of that training; 0: as many as in the search
+    finals: int = 1  # times that a search's best is trained again
+    final_epochs: int = 240  # epochs of that training; 0: as many as in the search
     repairs: int = 1  # times that a refused reply is sent back
     judge: Literal["merit", "model", "none"] = "merit"  # who compares clips: a rule, or a model
     judge_pairs: int = 30  # pairs of clips that are compared in a generation
@@ -98,6 +98,12 @@ class SearchConfig:
             raise ValueError(f"proposals must be at least candidates={self.candidates}")
         if not self.rungs or min(self.rungs) < self.checks:
             raise ValueError(f"rungs must have at least checks={self.checks} epochs each")
+        if not self.arms or len(set(self.arms)) < len(self.arms):
+            raise ValueError(f"arms must be different ones of {', '.join(arms.ARMS)}")
+        if self.proposals < 2:
+            raise ValueError("proposals must be at least 2: CMA-ES has no population of one")
+        if self.preferences and not Path(self.preferences).is_file():
+            raise ValueError(f"preferences: there is no file {self.preferences}")
         for arm in self.arms:
             if arm not in arms.ARMS:
                 raise ValueError(f"arms: {arm!r} is none of {', '.join(arms.ARMS)}")
@@ -131,6 +137,7 @@ class Search:
         *,
         ask_with: Callable[..., Request] = Request,
         concurrency: int = 4,
+        judge_with: LLMJudgeConfig | None = None,
         model: str = "",
         mirror: Callable[[dict[str, Any]], None] = lambda row: None,
         population: Population | None = None,
@@ -144,6 +151,7 @@ class Search:
         self.archive = Archive(workdir / "archive.jsonl")
         self.ask_with = ask_with  # (messages, tag, seed=) -> request
         self.concurrency = concurrency
+        self.judge_with = judge_with
         self.model = model
         self._mirror = mirror
         self.population = population or make_population(task, config.epochs)
@@ -207,7 +215,7 @@ class Search:
         if source not in self._programs:
             verdict = self.validator.judge([self.job(f"```python\n{source}\n```")])[0]
             if verdict.program is None or not verdict.accept:
-                raise ValueError(f"a reward of {self.task.name} is refused: {verdict.hint}")
+                raise UserError(f"a reward of {self.task.name} is refused: {verdict.hint}")
             self._programs[source] = verdict.program
         return self._programs[source]
 
@@ -316,8 +324,13 @@ class Search:
         chosen = single[:room]
         clips, preferences = self._judged(past)
         if preferences and len(single) > room:
+            # After the end of an episode all features of a clip are 0, and nothing is paid.
+            alive = np.any(clips != 0.0, axis=-1)
             rewards = np.stack(
-                [drivers.pay(one.program, one.factors, clips, self.names) for one in single]
+                [
+                    np.where(alive, drivers.pay(one.program, one.factors, clips, self.names), 0.0)
+                    for one in single
+                ]
             )
             ids = sorted({name for p in preferences for name in p.pair})
             pairs, labels = label_arrays(preferences, ids)
@@ -369,10 +382,13 @@ class Search:
         ids = sorted({name for p in preferences for name in p.pair})
         if not ids:
             return np.zeros((0, 0, len(self.names))), []
-        clips = [np.load(self.workdir / "clips" / f"{name}.npz") for name in ids]
+        stored = load_clips(self.workdir / "clips")
+        missing = [name for name in ids if name not in stored]
+        if missing:
+            raise UserError(f"{self.workdir / 'clips'}: the judged clip {missing[0]} is not there")
         features = [
-            np.stack([clip[f"feature{k}"] for k in range(len(self.names))], axis=-1)
-            for clip in clips
+            np.stack([stored[name].features[feature] for feature in self.names], axis=-1)
+            for name in ids
         ]
         return np.stack(features), preferences
 
@@ -559,8 +575,10 @@ class Search:
         good = self.drives.features[drivers.GOOD][0]
         known = [
             (
-                self._clip("drive-good", good, drivers.GOOD, "drive"),
-                self._clip(f"drive-{name}", self.drives.features[name][0], name, "drive"),
+                self._clip("drive-good", good, "drive-good", "drive"),
+                self._clip(
+                    f"drive-{name}", self.drives.features[name][0], f"drive-{name}", "drive"
+                ),
             )
             for name in list(self.task.trivial)[:KNOWN_PAIRS]
         ]
@@ -568,7 +586,13 @@ class Search:
         if self.config.judge == "model":
             if self.client is None:
                 raise UsageError("--search.judge=model needs a language model")
-            judge = LLMJudge(self.client, self.goal, model=self.model, tag=f"{path}/judge")
+            judge = LLMJudge(
+                self.client,
+                self.goal,
+                config=self.judge_with,
+                model=self.model,
+                tag=f"{path}/judge",
+            )
         else:
             judge = RuleJudge(lambda clip: self.task.merit(clip.features), "merit")
         batch = judge_pairs(judge, [(clips[a], clips[b]) for a, b in pairs], known)

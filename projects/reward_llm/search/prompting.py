@@ -21,6 +21,7 @@ PROMPTS = Path(__file__).parents[1] / "prompts"
 RANDOM = "random"  # the driver beside the good one in the feature table
 LONGEST_GOAL = 2000  # characters
 LONGEST_HYPOTHESIS = 800
+WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 
 # The same prompt at temperature 1 brings near-copies; a line of style spreads them.
 STYLES = (
@@ -92,7 +93,7 @@ def feedback_text(
     *,
     history: Sequence[str],
     parent: str,
-    updates: int,
+    updates: Sequence[int],
     diagnosis: str,
     metrics: str,
     second: str,
@@ -101,7 +102,8 @@ def feedback_text(
     return load_prompt("feedback").text.substitute(
         history="\n".join(history),
         parent=parent,
-        updates=updates,
+        updates=updates[-1],
+        moments=WORDS.get(len(updates), len(updates)),
         diagnosis=diagnosis,
         metrics_table=metrics,
         second=second,
