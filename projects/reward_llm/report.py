@@ -122,6 +122,10 @@ def _axes(height: float) -> tuple[Figure, Axes]:
 
 
 def draw_dots(summary: Summary, metric: str) -> Markup:
+    return page.inline_svg(page.to_svg(dots(summary, metric)), f"dots-{metric}")
+
+
+def dots(summary: Summary, metric: str) -> Figure:
     """Every final as a dot, the searches of an arm one below the other; mean and interval."""
     arms = list(summary.arms.values())
     figure, axes = _axes(0.62 + 0.42 * max(1, len(arms)))
@@ -157,7 +161,7 @@ def draw_dots(summary: Summary, metric: str) -> Markup:
     if not any(np.isfinite(arm.metrics[metric].mean) for arm in arms):
         axes.set_xticks([])
     axes.set_xlabel(metric, color=page.TEXT)
-    return page.inline_svg(page.to_svg(figure), f"dots-{metric}")
+    return figure
 
 
 def draw_curves(summary: Summary, metric: str) -> Markup | None:
@@ -188,7 +192,8 @@ def draw_curves(summary: Summary, metric: str) -> Markup | None:
 
 
 def write_search_report(workdir: Path, task: RewardTask) -> Path:
-    """Writes `results.json` and `report.html`, each whole or not at all; returns the page's path.
+    """Writes `results.json`, `finals.png` and `report.html`, each whole or not at all; returns the
+    page's path.
 
     A search that is not finished, or has not begun, gets a page that says what is missing.
     """
@@ -216,6 +221,9 @@ def write_search_report(workdir: Path, task: RewardTask) -> Path:
     write_json(
         workdir / "results.json", {"task": task.name, **results(summary, docs, _expected(asked))}
     )
+    picture = dots(summary, task.score)
+    picture.set_facecolor("white")
+    write_atomically(workdir / "finals.png", page.encode_png(picture))
     path = workdir / "report.html"
     text = render(summary, task.name, docs, budget, record, asked, spent, warnings)
     write_atomically(path, text.encode("utf-8", "replace"))

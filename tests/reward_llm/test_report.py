@@ -625,7 +625,7 @@ def test_a_page_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
         write_search_report(tmp_path, TASK)
     assert (tmp_path / "report.html").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == (
-        ["archive.jsonl", "report.html", "results.json"]
+        ["archive.jsonl", "finals.png", "report.html", "results.json"]
     )
 
 
