@@ -421,7 +421,7 @@ def reward_times(num_epochs: int) -> dict[str, dict[str, float]]:
                 text=True,
             )
             seconds = time.monotonic() - began
-            times[name] = {"process": seconds, "epochs": float(result.stdout)}
+            times[name] = {"process": seconds, "epochs": float(result.stdout.split()[-1])}
     return times
 
 
