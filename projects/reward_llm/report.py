@@ -10,7 +10,7 @@ import shlex
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -109,15 +109,29 @@ def spark(one: Candidate, score: str, low: float, high: float, last: int) -> Mar
     ).format(width, height, label, line, *points[-1])
 
 
-def _axes(height: float) -> tuple[Figure, Axes]:
+class Palette(NamedTuple):
+    series: Sequence[str]
+    text: str
+    rule: str
+
+
+ON_PAGE = Palette(page.SERIES, page.TEXT, page.RULE)  # names that the page's style colours
+ON_PAPER = Palette(
+    ("#0072b2", "#d55e00", "#009e73", "#b0508a", "#b98200", "#3a9bd6", "#16202b"),
+    "#16202b",
+    "#dde1e6",
+)
+
+
+def _axes(height: float, palette: Palette = ON_PAGE) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5.6, height), layout="constrained", facecolor="none")
     axes = figure.add_subplot(facecolor="none")
-    axes.tick_params(colors=page.TEXT, labelsize=9, length=3)
-    axes.grid(color=page.RULE, linewidth=0.8)
+    axes.tick_params(colors=palette.text, labelsize=9, length=3)
+    axes.grid(color=palette.rule, linewidth=0.8)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(page.RULE)
+        spine.set_color(palette.rule)
     return figure, axes
 
 
@@ -125,13 +139,13 @@ def draw_dots(summary: Summary, metric: str) -> Markup:
     return page.inline_svg(page.to_svg(dots(summary, metric)), f"dots-{metric}")
 
 
-def dots(summary: Summary, metric: str) -> Figure:
+def dots(summary: Summary, metric: str, palette: Palette = ON_PAGE) -> Figure:
     """Every final as a dot, the searches of an arm one below the other; mean and interval."""
     arms = list(summary.arms.values())
-    figure, axes = _axes(0.62 + 0.42 * max(1, len(arms)))
+    figure, axes = _axes(0.62 + 0.42 * max(1, len(arms)), palette)
     axes.grid(visible=False, axis="y")
     for row, arm in enumerate(arms):
-        colour = page.SERIES[STYLES[arm.name][0]]
+        colour = palette.series[STYLES[arm.name][0]]
         searches = by_search(arm.finals, metric)
         for k, values in enumerate(searches.values()):
             offset = 0.16 * (k - (len(searches) - 1) / 2) if len(searches) < 5 else 0.0
@@ -143,7 +157,7 @@ def dots(summary: Summary, metric: str) -> Figure:
             axes.plot([found.low, found.high], [row, row], color=colour, lw=2.2)
         if math.isfinite(found.mean):
             axes.plot(
-                [found.mean], [row], "D", color=colour, ms=7, mec=page.TEXT, mew=0.9, zorder=5
+                [found.mean], [row], "D", color=colour, ms=7, mec=palette.text, mew=0.9, zorder=5
             )
         note = "no finals"
         if found.count:
@@ -153,14 +167,14 @@ def dots(summary: Summary, metric: str) -> Figure:
             # In the axes' own width: it stands where the row is, whatever the numbers are.
             at = axes.get_yaxis_transform()
             axes.text(
-                0.99, row, note, color=page.TEXT, size=9, va="center", ha="right", transform=at
+                0.99, row, note, color=palette.text, size=9, va="center", ha="right", transform=at
             )
     axes.set_yticks(range(len(arms)), [arm.name for arm in arms])
     axes.set_ylim(max(1, len(arms)) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     if not any(np.isfinite(arm.metrics[metric].mean) for arm in arms):
         axes.set_xticks([])
-    axes.set_xlabel(metric, color=page.TEXT)
+    axes.set_xlabel(metric, color=palette.text)
     return figure
 
 
@@ -221,7 +235,7 @@ def write_search_report(workdir: Path, task: RewardTask) -> Path:
     write_json(
         workdir / "results.json", {"task": task.name, **results(summary, docs, _expected(asked))}
     )
-    picture = dots(summary, task.score)
+    picture = dots(summary, task.score, ON_PAPER)
     picture.set_facecolor("white")
     write_atomically(workdir / "finals.png", page.encode_png(picture))
     path = workdir / "report.html"
