@@ -13,6 +13,7 @@ it was.
 """
 
 import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -197,9 +198,8 @@ class Search:
         # What all arms have in common is done once.
         shared = number == 0 and arm in arms.MODEL_ARMS
         path = f"s{seed}/{'first' if shared else arm}/g{number}"
-        scales = drivers.term_scales(self.program(self.task.terms), self.drives, self.names)
         plan = Plan(
-            self.task, self.goal, self.drives, number, seed, self.config.proposals, scales.tolist()
+            self.task, self.goal, self.drives, number, seed, self.config.proposals, self.scales
         )
         proposals = arms.propose(arm, plan, past)
         candidates = self.check(path, proposals)
@@ -209,6 +209,12 @@ class Search:
         return self.train(path, seed, number, candidates, kept)
 
     # Propose and check.
+
+    @functools.cached_property
+    def scales(self) -> list[float]:
+        """Mean magnitude of each term of the task's unweighted reward."""
+        terms = self.program(self.task.terms)
+        return drivers.term_scales(terms, self.drives, self.names).tolist()
 
     def program(self, source: str) -> Program:
         """A source of ours or of the archive, which is trusted as little as a model's."""
@@ -477,50 +483,60 @@ class Search:
         before = list(kept)
         for alive, epochs in stages:
             state = of_lanes(state, [before.index(one) for one in alive])
-            bank = make_bank([one.program for one in alive], self.names)
-            weights = padded([one.factors for one in alive], bank.num_terms)
-            state = self.population.relabel(state, bank, weights)
-            for _ in range(epochs):
-                state, _ = self.population.epoch(state, bank, weights)
+            state = self._train(self.population, state, alive, epochs)
             before = alive
         return state
+
+    def _train(
+        self,
+        population: Population,
+        state: Any,
+        candidates: Sequence[Candidate],
+        epochs: int,
+        at_check: Callable[[int, Any], None] | None = None,
+    ) -> Any:
+        """A population after some epochs under the candidates' rewards. `at_check` is given the
+        epoch and the state, `checks` times evenly."""
+        bank = make_bank([one.program for one in candidates], self.names)
+        weights = padded([one.factors for one in candidates], bank.num_terms)
+        state = population.relabel(state, bank, weights)
+        checked = self._checked(epochs)
+        for epoch in range(1, epochs + 1):
+            state, _ = population.epoch(state, bank, weights)
+            if at_check is not None and epoch in checked:
+                at_check(epoch, state)
+        return state
+
+    def _checked(self, epochs: int) -> list[int]:
+        checks = self.config.checks
+        return [round(epochs * (n + 1) / checks) for n in range(checks)]
 
     def _rung(
         self, title: str, state: Any, alive: Sequence[Candidate], epochs: int
     ) -> tuple[Any, dict[str, Any], Tested]:
-        bank = make_bank([one.program for one in alive], self.names)
-        weights = padded([one.factors for one in alive], bank.num_terms)
-        state = self.population.relabel(state, bank, weights)
-        checked = [round(epochs * (n + 1) / self.config.checks) for n in range(self.config.checks)]
         curves: list[dict[str, list[float]]] = [{} for _ in alive]
         statistics: list[list[Any]] = [[] for _ in alive]
-        key = jax.random.key(VALIDATION_SEED)
-        tested: Tested | None = None
+        tests: list[Tested] = []
         began = time.monotonic()
-        for epoch in range(1, epochs + 1):
-            state, _ = self.population.epoch(state, bank, weights)
-            if epoch not in checked:
-                continue
-            tested = self.population.test(state, key)
+
+        def at_check(epoch: int, state: Any) -> None:
+            tested = self.population.test(state, jax.random.key(VALIDATION_SEED))
+            tests[:] = [tested]
+            _extend(curves, tested)
             for lane, one in enumerate(alive):
-                for name, values in tested.metrics.items():
-                    curves[lane].setdefault(name, []).append(float(values[lane]))
+                features, met = tested.features[lane], tested.alive[lane]
                 statistics[lane].append(
-                    term_statistics(
-                        one.program,
-                        one.factors,
-                        tested.features[lane],
-                        tested.alive[lane],
-                        self.names,
-                    )
+                    term_statistics(one.program, one.factors, features, met, self.names)
                 )
             self._progress(title, epoch, epochs, len(alive), curves, began)
-        assert tested is not None
+
+        state = self._train(self.population, state, alive, epochs, at_check)
         lanes = [
             {"slot": one.slot, "curve": curves[lane], "statistics": statistics[lane]}
             for lane, one in enumerate(alive)
         ]
-        return state, {"event": "trained", "checked": checked, "lanes": lanes}, tested
+        event = {"event": "trained", "checked": self._checked(epochs), "lanes": lanes}
+        return state, event, tests[-1]
 
     def _progress(
         self,
@@ -626,41 +642,35 @@ class Search:
             self._final(seed, lanes[first : first + size])
 
     def _final(self, seed: int, lanes: Sequence[tuple[str, Candidate, int]]) -> None:
-        chosen = [one for _, one, _ in lanes]
-        bank = make_bank([one.program for one in chosen], self.names)
-        weights = padded([one.factors for one in chosen], bank.num_terms)
         root = jax.random.key(seed)
-        epochs, checks = self.config.final_epochs or self.config.epochs, self.config.checks
+        epochs = self.config.final_epochs or self.config.epochs
         population = self.population
         if epochs != self.config.epochs:
             population = self._longer = self._longer or make_population(self.task, epochs)
         state = population.init([jax.random.fold_in(root, FINAL + n) for _, _, n in lanes])
-        state = population.relabel(state, bank, weights)
-        checked = [round(epochs * (n + 1) / checks) for n in range(checks)]
         curves: list[dict[str, list[float]]] = [{} for _ in lanes]
         best_agent = jax.tree.map(jax.numpy.copy, state.agent)  # the state itself is donated
         best = np.full(len(lanes), -np.inf)
         began = time.monotonic()
-        for epoch in range(1, epochs + 1):
-            state, _ = population.epoch(state, bank, weights)
-            if epoch not in checked:
-                continue
+
+        def at_check(epoch: int, state: Any) -> None:
+            nonlocal best, best_agent
             tested = population.test(state, jax.random.key(VALIDATION_SEED))
+            _extend(curves, tested)
             scores = np.nan_to_num(tested.metrics[self.task.score], nan=-np.inf)
-            for lane in range(len(lanes)):
-                for name, values in tested.metrics.items():
-                    curves[lane].setdefault(name, []).append(float(values[lane]))
             # The best of the checks is the policy that is kept, as in any training here.
             better = scores > best
             best = np.maximum(scores, best)
             best_agent = jax.tree.map(
-                lambda new, old, better=better: jax.numpy.where(
+                lambda new, old: jax.numpy.where(
                     better.reshape(-1, *[1] * (new.ndim - 1)), new, old
                 ),
                 state.agent,
                 best_agent,
             )
             self._progress(f"s{seed}/finals", epoch, epochs, len(lanes), curves, began)
+
+        state = self._train(population, state, [one for _, one, _ in lanes], epochs, at_check)
         state = dataclasses.replace(state, agent=best_agent)
         tested = population.test(state, jax.random.key(TEST_SEED + seed))
         for lane, (key, one, number) in enumerate(lanes):
@@ -672,7 +682,7 @@ class Search:
                     "candidate": one.key,
                     "number": number,
                     "metrics": metrics,
-                    "checked": checked,
+                    "checked": self._checked(epochs),
                     "curve": curves[lane],
                 },
             )
@@ -709,6 +719,13 @@ def _told(answer: Completion) -> dict[str, Any]:
         "input_tokens": answer.usage.input_tokens,
         "output_tokens": answer.usage.output_tokens,
     }
+
+
+def _extend(curves: Sequence[dict[str, list[float]]], tested: Tested) -> None:
+    """Adds a test to the curve of each lane."""
+    for lane, curve in enumerate(curves):
+        for name, values in tested.metrics.items():
+            curve.setdefault(name, []).append(float(values[lane]))
 
 
 def _best(curve: dict[str, list[float]], score: str) -> float:
