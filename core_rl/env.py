@@ -34,6 +34,7 @@ __all__ = [
     "get_environment",
     "make_env_loop",
     "named_obs",
+    "observation_sizes",
     "register_environment",
 ]
 
@@ -74,6 +75,11 @@ def example_obs(env: Env) -> Obs:
     """Zeros of the shapes of one observation, without running the environment."""
     state = jax.eval_shape(env.reset, jax.random.key(0))
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), named_obs(state))
+
+
+def observation_sizes(env: Env) -> dict[str, int]:
+    """Length of each entry of the observation, without running the environment."""
+    return {name: leaf.shape[-1] for name, leaf in example_obs(env).items()}
 
 
 def make_env_loop(env: Env, episode_length: int, *, stagger: bool = False) -> EnvLoop:

@@ -23,7 +23,7 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from core_rl.env import Env, State, register_environment
+from core_rl.env import Env, State, observation_sizes, register_environment
 from core_rl.types import Afterstate, Hindsight, Obs, Transition
 from projects.ace.actions import (
     CONTROL_STEP,
@@ -494,8 +494,7 @@ class ReturnTask(Env):
 
     @property
     def observation_size(self) -> dict[str, int]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        obs = jax.eval_shape(self.reset, jax.random.key(0)).obs
-        return {name: leaf.shape[-1] for name, leaf in obs.items()}  # pyright: ignore[reportAttributeAccessIssue]
+        return observation_sizes(self)
 
     @property
     def action_size(self) -> int:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from core_rl.env import Env, State, named_obs
+from core_rl.env import Env, State, named_obs, observation_sizes
 from core_rl.evaluate import make_evaluator
 from core_rl.qr_sac import make_qr_sac
 from core_rl.reward_task import Driver, RewardTask, make_features
@@ -59,8 +59,7 @@ class Featured(Env):
 
     @property
     def observation_size(self) -> dict[str, int]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        obs = jax.eval_shape(self.reset, jax.random.key(0)).obs
-        return {name: leaf.shape[-1] for name, leaf in obs.items()}  # pyright: ignore[reportAttributeAccessIssue]
+        return observation_sizes(self)
 
     @property
     def action_size(self) -> int:

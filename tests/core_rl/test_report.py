@@ -2,19 +2,18 @@
 
 import base64
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
 from core_rl.report import CurveSpec, ReportError, read_series, style, write_report
+from tests.pages import Reader
 
 # One white pixel.
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8/x8AAwMCAO+ip1sAAAAASUVORK5CYII="
 )
 PAGE = '<!doctype html><title>inner</title><script>const a = "<b>" && 1;</script>'
-VOID = {"meta", "img", "br", "link", "input"}
 COMMAND = (
     "python -m experiments.example --workdir=runs/a --agent.critic_lr=1e-4 --num_seeds=5 --steps=9"
 )
@@ -39,41 +38,6 @@ def make_metrics(num_rows: int) -> list[dict]:
         row["time/steps"] = 80_000.0
         rows.append(row)
     return rows
-
-
-class Reader(HTMLParser):
-    """Checks that elements are closed in order, and keeps what the tests ask about."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.text = ""
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        self._keep(tag, attrs)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list) -> None:
-        self._keep(tag, attrs)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def _keep(self, tag: str, attrs: list) -> None:
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        self.ids += [value for name, value in attrs if name == "id"]
-
-    def values(self, tag: str, name: str) -> list[str]:
-        return [value for a, b, value in self.attributes if (a, b) == (tag, name)]
 
 
 def write(path, **changes) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import math
-from html.parser import HTMLParser
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -30,6 +29,7 @@ from projects.reward_llm.results import (
     summarise,
 )
 from projects.reward_llm.search.arms import ARMS, FIXED, MODEL_ARMS
+from tests.pages import Reader
 
 NAN = math.nan
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> {{ 7*7 }} \u202e</pre>"
@@ -44,41 +44,6 @@ TASK = cast(
     RewardTask,
     SimpleNamespace(name="toy:lap", metric_docs=DOCS, score="score", train=TRAIN),
 )
-VOID = {"meta", "img", "br", "link", "input"}
-
-
-class Reader(HTMLParser):
-    """Checks that elements are closed in order, and keeps what the tests ask about."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.tags: set[str] = set()
-        self.attributes: list[tuple[str, str, str]] = []
-        self.text = ""
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        self._keep(tag, attrs)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list) -> None:
-        self._keep(tag, attrs)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def _keep(self, tag: str, attrs: list) -> None:
-        self.tags.add(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        self.ids += [value for name, value in attrs if name == "id"]
 
 
 # Events as the search writes them.
