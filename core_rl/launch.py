@@ -493,7 +493,8 @@ def _save_bundle(
 
     # Only what the policy reads: an actor's bundle does not ask for the critics' observations.
     obs = example_obs(experiment.env)
-    read = {name: obs[name] for name in experiment.config.agent.actor_obs}
+    config = experiment.config.agent
+    read = {name: obs[name] for name in config.actor_obs + config.static_obs}
     save_policy(
         workdir / "policy",
         apply=apply,

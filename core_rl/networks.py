@@ -87,23 +87,49 @@ class PartedDense(nn.Module):
         return total
 
 
-class MLP(nn.Module):
-    """Dense layers; optional layer norm before each hidden activation."""
+def _layers(inputs: Inputs, widths: Sequence[int], activation: str, layer_norm: bool) -> jax.Array:
+    """Dense layers `[..., widths[-1]]` of the module that calls this from its `__call__`."""
+    x = PartedDense(widths[0])(inputs)
+    for index, width in enumerate(widths):
+        if index:
+            x = nn.Dense(width, kernel_init=nn.initializers.he_uniform())(x)
+        if layer_norm:
+            x = LayerNorm()(x)
+        x = ACTIVATIONS[activation](x)
+    return x
 
-    hidden: Sequence[int]
-    output_size: int
+
+class Encoder(nn.Module):
+    widths: Sequence[int]
     activation: str
     layer_norm: bool
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> jax.Array:
-        x = PartedDense(self.hidden[0])(inputs)
-        for index, width in enumerate(self.hidden):
-            if index:
-                x = nn.Dense(width, kernel_init=nn.initializers.he_uniform())(x)
-            if self.layer_norm:
-                x = LayerNorm()(x)
-            x = ACTIVATIONS[self.activation](x)
+        return _layers(inputs, self.widths, self.activation, self.layer_norm)
+
+
+class MLP(nn.Module):
+    """Dense layers; optional layer norm before each hidden activation; see `make_mlp`."""
+
+    hidden: Sequence[int]
+    output_size: int
+    activation: str
+    layer_norm: bool
+    num_static: int
+    static_hidden: Sequence[int]
+
+    @nn.compact
+    def __call__(self, inputs: Inputs) -> jax.Array:
+        static, dynamic = inputs[: self.num_static], inputs[self.num_static :]
+        style = self.activation, self.layer_norm
+        if static:
+            trunk = _layers(dynamic, self.hidden[:-1], *style)
+            encoded = Encoder(self.static_hidden, *style, name="encoder")(static)
+            # The parameters of this layer are PartedDense_1.
+            x = _layers((trunk, encoded), self.hidden[-1:], *style)
+        else:
+            x = _layers(dynamic, self.hidden, *style)
         # A small last layer: the first actions and values depend little on the observation.
         return nn.Dense(
             self.output_size,
@@ -119,9 +145,24 @@ def make_mlp(
     *,
     activation: str = "relu",
     layer_norm: bool = False,
+    num_static: int = 0,
+    static_hidden: Sequence[int] = (),
 ) -> Network:
-    """A feed-forward network of input parts `[..., input_sizes[i]]` to `[..., output_size]`."""
-    module = MLP(tuple(hidden), output_size, activation, layer_norm)
+    """A feed-forward network of input parts `[..., input_sizes[i]]` to `[..., output_size]`.
+
+    The first `num_static` parts may enter elsewhere: through an encoder of the widths
+    `static_hidden`, whose output joins that of the trunk, all hidden layers but the last, as the
+    input of the last one. The trunk then reads the other parts alone.
+    """
+    if num_static and (len(hidden) < 2 or not static_hidden or num_static >= len(input_sizes)):
+        raise ValueError(
+            "static inputs need two hidden layers, an encoder and other inputs, got "
+            f"hidden={tuple(hidden)}, static_hidden={tuple(static_hidden)}, "
+            f"{num_static} static of {len(input_sizes)} inputs"
+        )
+    module = MLP(
+        tuple(hidden), output_size, activation, layer_norm, num_static, tuple(static_hidden)
+    )
 
     def apply(params: Params, inputs: Inputs) -> jax.Array:
         return module.apply({"params": params}, inputs)  # pyright: ignore[reportReturnType]

@@ -6,6 +6,8 @@ an asymmetric actor-critic is the same code. `num_quantiles=1` is plain SAC with
 The actor may be asked to decode observation entries that only the critics read from its last hidden
 layer, as Sony's pseudo-code for Ace does (Durr et al. 2026, Nature 652:886-891): an auxiliary loss.
 Where a task has a model of what its actions lead to, the critics may read that too (`Afterstate`).
+What stays the same within an episode, such as the description of a car, may enter all networks
+behind their trunk, which then has the dynamic state to itself.
 
 Deviations from the paper, all switchable: layer norm and a learned temperature are offered;
 observations are standardised by running statistics of the sampled batches, frozen after a while;
@@ -44,6 +46,8 @@ class QRSACConfig:
 
     actor_obs: tuple[str, ...] = ("state",)  # observation entries that the actor reads
     critic_obs: tuple[str, ...] = ("state",)  # observation entries that the critics read
+    static_obs: tuple[str, ...] = ()  # fixed within an episode: encoded apart, join after the trunk
+    static_hidden: tuple[int, ...] = (64,)  # widths of the encoder of static_obs
     afterstate: bool = False  # whether critics read what the task's model says an action leads to
     reconstruct_obs: tuple[str, ...] = ()  # entries that the actor's last hidden layer must decode
     reconstruct_weight: float = 1.0  # in the actor's loss, of their mean squared error
@@ -87,14 +91,22 @@ class QRSACConfig:
                 raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
         if not 0 <= self.actor_average < 1:
             raise ValueError(f"actor_average must be in [0, 1), got {self.actor_average}")
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"hidden must be positive widths, got {self.hidden}")
+        for name in "hidden static_hidden".split():
+            if min(getattr(self, name), default=0) < 1:
+                raise ValueError(f"{name} must be positive widths, got {getattr(self, name)}")
+        if self.static_obs and len(self.hidden) < 2:
+            raise ValueError(
+                f"hidden must be two widths or more with static_obs, got {self.hidden}"
+            )
         if self.activation not in ACTIVATIONS:
             allowed = ", ".join(ACTIVATIONS)
             raise ValueError(f"activation must be one of {allowed}, got {self.activation!r}")
         for name in "actor_obs critic_obs".split():
             if not getattr(self, name):
                 raise ValueError(f"{name} must name at least one observation entry")
+            for entry in self.static_obs:
+                if entry in getattr(self, name):
+                    raise ValueError(f"static_obs names {entry!r}, which {name} names too")
 
 
 class Hypers(NamedTuple):
@@ -153,9 +165,10 @@ def make_qr_sac(
         )
     distributional = config.num_quantiles > 1
     critic_loss_fn = quantile_huber_loss if distributional else squared_loss
-    used_entries = tuple(
-        dict.fromkeys(config.actor_obs + config.critic_obs + config.reconstruct_obs)
-    )
+    # What each network reads: static entries first, as `make_mlp` asks.
+    actor_entries = config.static_obs + config.actor_obs
+    critic_entries = config.static_obs + config.critic_obs
+    used_entries = tuple(dict.fromkeys(actor_entries + critic_entries + config.reconstruct_obs))
 
     adam = optax.scale_by_adam()
     if config.max_grad_norm > 0:
@@ -171,11 +184,13 @@ def make_qr_sac(
             hidden=config.hidden,
             activation=config.activation,
             layer_norm=config.layer_norm,
+            num_static=len(config.static_obs),
+            static_hidden=config.static_hidden,
         )
         # What the actor decodes is more outputs of its last layer.
         decoded = sum(sizes(config.reconstruct_obs))
-        actor = make_body(sizes(config.actor_obs), 2 * action_size + decoded)
-        critic_inputs = (*sizes(config.critic_obs), action_size)
+        actor = make_body(sizes(actor_entries), 2 * action_size + decoded)
+        critic_inputs = (*sizes(critic_entries), action_size)
         if afterstate is not None:
             critic_inputs = (*critic_inputs, afterstate.size)
         quantiles, mean = (
@@ -225,7 +240,7 @@ def make_qr_sac(
 
     def distribution(params: Params, stats: dict[str, RunningStats], obs: Obs) -> TanhNormal:
         actor_network, _, _ = networks_for(stats)
-        output = actor_network.apply(params, read(config.actor_obs, stats, obs))
+        output = actor_network.apply(params, read(actor_entries, stats, obs))
         return TanhNormal.from_output(output[..., : 2 * action_size])
 
     def carry(num_envs: int) -> tuple[()]:
@@ -287,8 +302,8 @@ def make_qr_sac(
             learning = state.num_updates < config.normalise_updates
             stats = {name: update_stats(stats[name], batch.obs[name], learning) for name in stats}
         actor_network, critics_network, mean_network = networks_for(stats)
-        actor_input = read(config.actor_obs, stats, batch.obs)
-        critic_input = read(config.critic_obs, stats, batch.obs)
+        actor_input = read(actor_entries, stats, batch.obs)
+        critic_input = read(critic_entries, stats, batch.obs)
         alpha = jnp.exp(state.log_alpha)
         lr_scale = _lr_scale(config, state.num_updates)
 
@@ -311,7 +326,7 @@ def make_qr_sac(
         next_action, next_log_prob = distribution(
             networks.actor, stats, batch.next_obs
         ).sample_and_log_prob(target_key)
-        next_critic_input = read(config.critic_obs, stats, batch.next_obs)
+        next_critic_input = read(critic_entries, stats, batch.next_obs)
         next_values = critic_values(
             networks.target_critics, with_action(next_critic_input, batch.next_obs, next_action)
         )

@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import itertools
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,14 @@ import numpy as np
 import pytest
 
 from core_rl.distributions import TanhNormal
+from core_rl.env import State
 from core_rl.errors import UserError
+from core_rl.launch import Experiment, _save_bundle, trained_agent
 from core_rl.networks import make_mlp, standardise
+from core_rl.policy import load_policy
 from core_rl.qr_sac import Hypers, QRSACConfig, QRSACState, make_qr_sac
 from core_rl.types import Afterstate, Agent, Batch
-from tests.probes import QUICK_COMPILE
+from tests.probes import QUICK_COMPILE, EpisodeEnv
 
 BATCH_SIZE, ACTION_SIZE, NUM_QUANTILES = 8, 2, 4
 SIZES = {"state": 3, "extra": 2}
@@ -103,18 +107,31 @@ def assert_same(a: Any, b: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def forward(params: Any, *inputs: jax.Array) -> np.ndarray:
-    """A multi-layer perceptron with relu, in float64: `[B, F_i]` parts to `[B, outputs]`."""
-    x = np.concatenate([np.asarray(part, np.float64) for part in inputs], axis=1)
-    layers = [params["PartedDense_0"], params["Dense_0"], params["output"]]
-    for number, layer in enumerate(layers):
-        x = x @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"])
-        x = np.maximum(x, 0.0) if number < len(layers) - 1 else x
-    return x
+def forward(params: Any, *inputs: jax.Array, static: tuple[jax.Array, ...] = ()) -> np.ndarray:
+    """A multi-layer perceptron with relu, in float64: `[B, F_i]` parts to `[B, outputs]`.
+
+    With `static` parts its second hidden layer reads what their encoder makes of them, too.
+    """
+
+    def dense(layer, *parts):
+        x = np.concatenate([np.asarray(part, np.float64) for part in parts], axis=1)
+        return x @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"])
+
+    hidden = np.maximum(dense(params["PartedDense_0"], *inputs), 0.0)
+    if static:
+        encoded = np.maximum(dense(params["encoder"]["PartedDense_0"], *static), 0.0)
+        hidden = dense(params["PartedDense_1"], hidden, encoded)
+    else:
+        hidden = dense(params["Dense_0"], hidden)
+    return dense(params["output"], np.maximum(hidden, 0.0))
 
 
-def test_update_equals_loops_over_samples_critics_and_quantiles():
-    _, _, state, update = setup()
+STATIC = {"static_obs": ("extra",), "static_hidden": (6,), "critic_obs": ("state",)}
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_update_equals_loops_over_samples_critics_and_quantiles(static):
+    _, _, state, update = setup(**STATIC if static else {})
     batch = make_batch()
     _, metrics = update(state, batch, KEY)
     target_key, actor_key, _ = jax.random.split(KEY, 3)
@@ -124,17 +141,20 @@ def test_update_equals_loops_over_samples_critics_and_quantiles():
         value = (np.asarray(obs[name]) - sampled.mean(axis=0)) / sampled.std(axis=0)
         return np.clip(value, -10.0, 10.0)
 
+    def described(obs):
+        return (standardised(obs, "extra"),) if static else ()
+
     def act(obs, key):
-        output = forward(state.networks.actor, standardised(obs, "state"))
+        output = forward(state.networks.actor, standardised(obs, "state"), static=described(obs))
         policy = TanhNormal.from_output(jnp.asarray(output, jnp.float32))
         action, log_prob = policy.sample_and_log_prob(key)
         return np.asarray(action), np.asarray(log_prob, np.float64)
 
     def values(params, obs, action):  # [C, B, Q]
-        inputs = standardised(obs, "state"), standardised(obs, "extra"), action
-        return np.stack(
-            [forward(jax.tree.map(lambda leaf, c=c: leaf[c], params), *inputs) for c in range(2)]
-        )
+        seen = ("state",) if static else ("state", "extra")
+        inputs = (*(standardised(obs, name) for name in seen), action)
+        members = [jax.tree.map(lambda leaf, c=c: leaf[c], params) for c in range(2)]
+        return np.stack([forward(member, *inputs, static=described(obs)) for member in members])
 
     next_action, next_log_prob = act(batch.next_obs, target_key)
     next_values = values(state.networks.target_critics, batch.next_obs, next_action)
@@ -453,9 +473,10 @@ def test_actions_are_bounded_noisy_and_blind_to_what_the_actor_may_not_read():
     assert_same(agent.greedy(state, (), hidden)[0], agent.greedy(state, (), obs)[0])
 
 
+@pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("average", [0.0, 0.5])
-def test_deployed_state_acts_the_same_and_is_little(average):
-    _, agent, state = fresh(actor_average=average)
+def test_deployed_state_acts_the_same_and_is_little(average, static):
+    _, agent, state = fresh(actor_average=average, **STATIC if static else {})
     little = agent.deploy(state)
     obs = make_obs(9, 5)
     assert_same(agent.greedy(little, (), obs)[0], agent.greedy(state, (), obs)[0])
@@ -501,6 +522,17 @@ def test_hypers_are_read_from_the_configuration():
         ({"activation": "gelu"}, "activation must be one of relu, silu, tanh, elu, got 'gelu'"),
         ({"actor_obs": ()}, "actor_obs must name at least one observation entry"),
         ({"critic_obs": ()}, "critic_obs must name at least one observation entry"),
+        ({"static_obs": ("state",)}, "static_obs names 'state', which actor_obs names too"),
+        (
+            {"critic_obs": ("state", "car"), "static_obs": ("car",)},
+            "static_obs names 'car', which critic_obs names too",
+        ),
+        ({"static_hidden": ()}, r"static_hidden must be positive widths, got \(\)"),
+        ({"static_hidden": (8, 0)}, r"static_hidden must be positive widths, got \(8, 0\)"),
+        (
+            {"static_obs": ("car",), "hidden": (32,)},
+            r"hidden must be two widths or more with static_obs, got \(32,\)",
+        ),
     ],
 )
 def test_bad_values_raise_one_line_with_name_and_range(change, message):
@@ -508,9 +540,10 @@ def test_bad_values_raise_one_line_with_name_and_range(change, message):
         QRSACConfig(**change)
 
 
-@pytest.mark.parametrize("field", ["actor_obs", "critic_obs", "reconstruct_obs"])
+@pytest.mark.parametrize("field", ["actor_obs", "critic_obs", "static_obs", "reconstruct_obs"])
 def test_missing_observation_entry_is_named_with_what_there_is(field):
-    agent = make_qr_sac(make_config(**{field: ("state", "wall")}), ACTION_SIZE)
+    named = ("wall",) if field == "static_obs" else ("state", "wall")
+    agent = make_qr_sac(make_config(**{field: named}), ACTION_SIZE)
     message = "^the environment has no observation entry 'wall'; it offers extra, state$"
     with pytest.raises(ValueError, match=message):
         agent.init(jax.random.key(0), EXAMPLE)
@@ -557,3 +590,128 @@ def test_adopted_agent_keeps_what_was_learnt_and_its_own_hyper_parameters():
     assert float(adopted.hypers.critic_lr) == config.critic_lr == 0.5
     _, agent, start = fresh(learn_alpha=False, alpha=0.7)
     np.testing.assert_allclose(jnp.exp(agent.adopt(start, trained).log_alpha), 0.7, rtol=1e-6)
+
+
+def shapes(params: Any) -> dict[str, tuple[int, ...]]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+
+
+def test_static_entries_are_off_by_default_and_leave_no_parameters():
+    assert QRSACConfig().static_obs == ()
+    _, _, state = fresh()
+    inputs = {"actor": SIZES["state"], "critics": sum(SIZES.values()) + ACTION_SIZE}
+    outputs = {"actor": 2 * ACTION_SIZE, "critics": NUM_QUANTILES}
+    for network, lead in (("actor", ()), ("critics", (2,))):
+        assert shapes(getattr(state.networks, network)) == {
+            "PartedDense_0/kernel": (*lead, inputs[network], 16),
+            "PartedDense_0/bias": (*lead, 16),
+            "Dense_0/kernel": (*lead, 16, 16),
+            "Dense_0/bias": (*lead, 16),
+            "output/kernel": (*lead, 16, outputs[network]),
+            "output/bias": (*lead, outputs[network]),
+        }
+    # The random numbers do not depend on what an encoder that is not there would look like.
+    _, _, other = fresh(static_hidden=(7, 7))
+    assert_same(other.networks, state.networks)
+
+
+def test_static_entries_reach_actor_and_critics_behind_their_trunks():
+    _, agent, state, _ = setup(**STATIC)
+    actor, critics = state.networks.actor, state.networks.critics
+    assert actor["PartedDense_0"]["kernel"].shape == (SIZES["state"], 16)
+    assert critics["PartedDense_0"]["kernel"].shape == (2, SIZES["state"] + ACTION_SIZE, 16)
+    assert critics["encoder"]["PartedDense_0"]["kernel"].shape == (2, SIZES["extra"], 6)
+    for params, lead in ((actor, ()), (critics, (2,))):
+        assert params["PartedDense_1"]["kernel"].shape == (*lead, 16 + 6, 16)
+    assert set(state.obs_stats) == set(SIZES)
+    obs = make_obs(7, 50)
+    other = {**obs, "extra": obs["extra"] + 1.0}
+    moved = agent.greedy(state, (), other)[0] - agent.greedy(state, (), obs)[0]
+    assert (np.abs(moved).max(axis=1) > 1e-4).all()
+
+
+def test_static_entries_work_with_everything_that_touches_the_networks():
+    """Afterstate, reconstruction, layer norm, the averaged actor and re-initialisation at once."""
+    config = make_config(
+        **STATIC,
+        afterstate=True,
+        reconstruct_obs=("extra",),
+        layer_norm=True,
+        actor_average=0.9,
+        reset_interval=2,
+    )
+    model = Afterstate(size=2, features=lambda obs, action: obs["extra"] * action)
+    agent = make_qr_sac(config, ACTION_SIZE, model)
+    state = agent.init(jax.random.key(0), EXAMPLE)
+    first = state.networks.critics["PartedDense_0"]["kernel"]
+    assert first.shape == (2, SIZES["state"] + ACTION_SIZE + model.size, 16)
+    update = jax.jit(agent.update, compiler_options=QUICK_COMPILE)
+    states = [state]
+    for number in range(2):
+        state, metrics = update(state, make_batch(), jax.random.fold_in(KEY, number))
+        assert all(np.isfinite(value) for value in metrics.values())
+        states.append(state)
+    encoders = [state.networks.actor["encoder"] for state in states]
+    assert 0 < difference(encoders[1], encoders[0]) < 1e-3 < 0.1 < difference(*encoders[1:])
+    assert_same(states[2].networks.actor_average, states[2].networks.actor)
+
+
+def test_a_bundle_of_a_run_asks_for_the_static_entries_and_is_restored(tmp_path):
+    class TwoEntries(EpisodeEnv):
+        def reset(self, rng: jax.Array) -> State:
+            return State(None, EXAMPLE, reward=jnp.zeros(()), done=jnp.zeros(()))
+
+    config, agent, state, _ = setup(**STATIC, actor_average=0.5)
+    learner = SimpleNamespace(agent=config, num_seeds=1)
+    experiment = SimpleNamespace(config=learner, env=TwoEntries(1), agent=agent, bundle_extra={})
+    row = {"epoch": 1, "env_steps": 1, "updates": 1}
+    _save_bundle(cast(Experiment, experiment), tmp_path, state, 0, row)
+    policy = load_policy(tmp_path / "policy")
+    assert set(policy.manifest["observation"]) == {"state", "extra"}
+    obs = make_obs(3, 4)
+    expected = agent.greedy(state, (), obs)[0]
+    np.testing.assert_allclose(policy.act(obs), expected, atol=1e-5)
+    restored, trained = trained_agent(policy)
+    np.testing.assert_allclose(restored.greedy(trained, (), obs)[0], expected, atol=1e-5)
+
+
+def test_agent_learns_what_only_a_static_entry_tells():
+    """One step, reward 1 - (action - context / 2)^2, and the context is static."""
+    config = make_config(
+        **STATIC,
+        num_quantiles=1,
+        actor_lr=3e-3,
+        critic_lr=3e-3,
+        learn_alpha=False,
+        alpha=1e-4,
+        normalise_obs=False,
+    )
+    agent = make_qr_sac(config, 1)
+
+    def draw(key):
+        state_key, sign_key, action_key = jax.random.split(key, 3)
+        sign = jax.random.rademacher(sign_key, (64, 1), jnp.float32)
+        obs = {
+            "state": jax.random.normal(state_key, (64, SIZES["state"])),
+            "extra": jnp.concatenate([sign, -sign], axis=1),
+        }
+        action = jax.random.uniform(action_key, (64, 1), minval=-1.0)
+        reward = 1.0 - (action - 0.5 * sign)[:, 0] ** 2
+        return Batch(obs, action, reward, jnp.zeros(64), obs)
+
+    def step(state, key):
+        batch_key, update_key = jax.random.split(key)
+        return agent.update(state, draw(batch_key), update_key)
+
+    def train(state):
+        return jax.lax.scan(step, state, jax.random.split(KEY, 600))[0]
+
+    start = agent.init(jax.random.key(0), EXAMPLE)
+    state = jax.jit(train, compiler_options=QUICK_COMPILE)(start)
+    obs = draw(jax.random.key(1)).obs
+    action, _ = agent.greedy(state, (), obs)
+    # Whoever is blind to the context is off by 0.5 in the mean.
+    assert np.abs(action - 0.5 * obs["extra"][:, :1]).mean() < 0.15
