@@ -54,7 +54,9 @@ def env_config_of(policy: Policy, circuit: str = "", car: str = "") -> TimeTrial
     extra = policy.manifest["extra"]
     if extra.get("project") != "sophy":
         raise UsageError("this policy was not trained by projects/sophy: it cannot drive a car")
-    config = flags.from_dict(TimeTrialConfig, extra["env"])
+    # Options that came after the policy keep their defaults.
+    known = {**flags.to_dict(TimeTrialConfig()), **extra["env"]}
+    config = flags.from_dict(TimeTrialConfig, known)
     changes = {name: value for name, value in (("circuit", circuit), ("car", car)) if value}
     return dataclasses.replace(config, **changes)
 

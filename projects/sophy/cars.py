@@ -1,18 +1,27 @@
-"""The car catalogue: real cars as parameter tables, every value with its source.
+"""The car catalogue: nine real cars as parameter tables, every value with its source, and sixty
+variations of each.
 
 A value is a number followed by the letter of its source in `SOURCES`; `e` marks an estimate.
 `load_car` turns a column into a `Car`, `describe` lists it with its sources.
+
+`gt3_fr:7` is variation 7 of `gt3_fr`: a car of another mass, power, wing, balance and, one in four,
+of other driven wheels, drawn from the name alone (counter-based numbers, Salmon et al., "Parallel
+random numbers: as easy as 1, 2, 3", 2011). What hangs together is varied together: inertia, brakes
+and the tyres' load with the mass, gear ratios with the top speed.
 """
 
 import difflib
-from typing import NamedTuple
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from core_rl.errors import UserError
-from projects.sophy.car import Car
+from projects.sophy.car import NO_AID, Car
+from projects.sophy.compounds import COMPOUNDS, fitted
 from projects.sophy.drivetrain import MAX_GEARS, NUM_POINTS, Drivetrain
 from projects.sophy.tyre import Tyre
 
@@ -129,10 +138,59 @@ _RATIOS = {
 _UNITS = {"kN": 1e3, "1/kN": 1e-3, "deg": np.pi / 180, "deg/s": np.pi / 180, "rpm": np.pi / 30}
 
 CAR_NAMES = tuple(MODELS)
+NUM_VARIATIONS = 60  # of each
+CATALOGUE = tuple(
+    name
+    for archetype in CAR_NAMES
+    for name in (archetype, *(f"{archetype}:{k}" for k in range(1, NUM_VARIATIONS + 1)))
+)
+_NAMES = frozenset(CATALOGUE)
+
+# Where the engine is, and the compound on which a car has the friction of the table: estimates, of
+# the kind that the car is raced or sold on, and among road cars such that a grip of 1 is a friction
+# of about 1.16.
+_ENGINE = {
+    "kart": "mid",
+    "roadster_fr": "front",
+    "hatch_ff": "front",
+    "gt3_fr": "front",
+    "sports_rr": "rear",
+    "rally_awd": "front",
+    "formula_e": "mid",
+    "f1_2014": "mid",
+    "f1_tum": "mid",
+}
+STANDARD_COMPOUND = {
+    "kart": "racing_soft",
+    "roadster_fr": "comfort_soft",
+    "hatch_ff": "sports_hard",
+    "gt3_fr": "racing_medium",
+    "sports_rr": "sports_soft",
+    "rally_awd": "sports_soft",
+    "formula_e": "racing_medium",
+    "f1_2014": "racing_medium",
+    "f1_tum": "racing_medium",
+}
+_ELECTRIC = ("formula_e",)
+
+# Ranges of a variation's factors, and how far it moves what is no factor, to either side.
+MASS, POWER, DOWNFORCE = (0.85, 1.2), (0.7, 1.4), (0.5, 1.5)
+DRAG, GRIP, HEIGHT = (0.9, 1.15), (0.9, 1.1), (0.92, 1.08)
+FRONT_ARM, ROLL_SHARE, BRAKE_BIAS = 0.03, 0.05, 0.03  # the first in wheelbases
+OTHER_LAYOUT = 0.25  # chance of other driven wheels
+# Another layout takes the couplings of the named car that has it.
+_LAYOUTS = {"front": (1.0, "hatch_ff"), "rear": (0.0, "gt3_fr"), "all": (0.4, "rally_awd")}
+# Nobody drives the front wheels by an engine behind the driver, nor a kart or single-seater by
+# others than the rear ones.
+_ALLOWED = {"front": ("front", "rear", "all"), "mid": ("rear",), "rear": ("rear", "all")}
+
+FUEL_EFFICIENCY = 0.33  # of the engine [-]
+HEATING_VALUE = 43e6  # of petrol [J/kg]
+AID_SLIP = 1.0  # where the aids begin, in slips at the peak [-]
 
 
 class CarError(UserError):
-    """A car was asked for that does not exist."""
+    """A car was asked for that does not exist or cannot be had like that."""
 
 
 class Entry(NamedTuple):
@@ -144,12 +202,31 @@ class Entry(NamedTuple):
     source: str
 
 
+def _hint(word: str, allowed: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, allowed, n=1)
+    return f" did you mean {close[0]!r}?" if close else ""
+
+
+def _parse(name: str) -> tuple[str, int]:
+    """Archetype and number of a variation, 0 for the archetype itself."""
+    archetype, _, number = name.partition(":")
+    if archetype not in MODELS:
+        hint = _hint(archetype, CAR_NAMES)
+        raise CarError(f"unknown car {name!r};{hint} cars: {', '.join(CAR_NAMES)}")
+    if name not in _NAMES:
+        raise CarError(
+            f"unknown car {name!r}; {archetype} has the variations "
+            f"{archetype}:1 to {archetype}:{NUM_VARIATIONS}"
+        )
+    return archetype, int(number or 0)
+
+
+@functools.cache
 def describe(name: str) -> tuple[Entry, ...]:
     """The named car's data sheet with the source of every value; raises `CarError`."""
-    if name not in MODELS:
-        close = difflib.get_close_matches(name, CAR_NAMES, n=1)
-        hint = f" did you mean {close[0]!r}?" if close else ""
-        raise CarError(f"unknown car {name!r};{hint} cars: {', '.join(CAR_NAMES)}")
+    archetype, number = _parse(name)
+    if number:
+        return _variation(archetype, number)
 
     def entry(parameter: str, text: str, unit: str) -> Entry:
         return Entry(parameter, float(text[:-1]), unit, SOURCES[text[-1]])
@@ -164,39 +241,164 @@ def describe(name: str) -> tuple[Entry, ...]:
     )
 
 
-def load_car(name: str) -> Car:
-    """The named car in SI units; raises `CarError` for a name not in `CAR_NAMES`."""
-    sheet = describe(name)
-    value = {entry.parameter: entry.value * _UNITS.get(entry.unit, 1.0) for entry in sheet}
+def _drives(front_share: float) -> str:
+    return "front" if front_share == 1.0 else "rear" if front_share == 0.0 else "all"
+
+
+def _variation(archetype: str, number: int) -> tuple[Entry, ...]:
+    """The data sheet of a variation, in the archetype's order."""
+    sheet = describe(archetype)
+    value = {entry.parameter: entry.value for entry in sheet}
+    random = np.random.Generator(np.random.Philox(key=[CAR_NAMES.index(archetype), number]))
+    # All numbers are drawn for every car, so that none depends on what became of another.
+    factors = (random.uniform(*bounds) for bounds in (MASS, POWER, DOWNFORCE, DRAG, GRIP, HEIGHT))
+    mass, power, downforce, drag, grip, height = factors
+    front_arm, roll_share, brake_bias = random.uniform(-1.0, 1.0, 3)
+    chance, choice = random.uniform(size=2)
+
+    factor = {
+        **dict.fromkeys(("mass", "yaw_inertia", "tyre_load"), mass),
+        # Larger tyres for a heavier car: the same friction at the same share of their load.
+        **dict.fromkeys(("mu_slope", "peak_slope"), 1.0 / mass),
+        **dict.fromkeys(("mu_x_front", "mu_y_front", "mu_x_rear", "mu_y_rear"), grip),
+        **dict.fromkeys(("down_front", "down_rear"), downforce),
+        "brake_torque": mass * grip,
+        "drag_area": drag,
+        "height": height,
+    }
+    # Where power meets drag: the cube of the top speed grows with one and falls with the other.
+    top_speed = np.cbrt(power / drag)
+    for key in value:
+        if key.startswith("torque at"):
+            factor[key] = power
+        elif key.startswith("ratio"):
+            factor[key] = 1.0 / top_speed
+    changed = {key: value[key] * times for key, times in factor.items()}
+    changed["front_arm"] = value["front_arm"] + FRONT_ARM * front_arm * value["wheelbase"]
+    changed["roll_share"] = value["roll_share"] + ROLL_SHARE * roll_share
+    if value["brake_bias"] > 0.0:  # a kart has no front brakes
+        changed["brake_bias"] = value["brake_bias"] + BRAKE_BIAS * brake_bias
+    driven = _drives(value["front_share"])
+    others = [layout for layout in _ALLOWED[_ENGINE[archetype]] if layout != driven]
+    if others and chance < OTHER_LAYOUT:
+        share, model = _LAYOUTS[others[int(choice * len(others))]]
+        couplings = ("lock_", "ramp_")
+        changed |= {
+            entry.parameter: entry.value
+            for entry in describe(model)
+            if entry.parameter.startswith(couplings)
+        }
+        changed["front_share"] = share
+    source = f"variation {number} of {archetype}"
+    return tuple(
+        entry._replace(value=float(changed[entry.parameter]), source=source)
+        if entry.parameter in changed
+        else entry
+        for entry in sheet
+    )
+
+
+def layout_of(name: str) -> str:
+    """FF, FR, MR, RR or AWD: which end the engine is in and which wheels it drives."""
+    archetype, _ = _parse(name)
+    share = next(entry.value for entry in describe(name) if entry.parameter == "front_share")
+    if _drives(share) == "rear":
+        return {"front": "FR", "mid": "MR", "rear": "RR"}[_ENGINE[archetype]]
+    return "FF" if _drives(share) == "front" else "AWD"
+
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    layout: tuple(name for name in CATALOGUE if layout_of(name) == layout)
+    for layout in ("FF", "FR", "MR", "RR", "AWD")
+}
+
+
+def load_car(
+    name: str,
+    compound: str = "",
+    *,
+    wear: bool = False,
+    fuel: float = 0.0,
+    traction_control: bool = False,
+    antilock: bool = False,
+) -> Car:
+    """The named car in SI units; raises `CarError` for a name that is not in `CATALOGUE`.
+
+    Args:
+      compound: tyres of `COMPOUNDS`; empty: the car's own.
+      wear: whether tyres wear.
+      fuel: at the start [kg]; with 0 nothing is burnt.
+      traction_control, antilock: driving aids.
+    """
+    car = _build(name, compound, wear, fuel, traction_control, antilock)
+    return jax.tree.map(jnp.asarray, car)
+
+
+def load_cars(
+    names: Sequence[str],
+    compound: str = "",
+    *,
+    wear: bool = False,
+    fuel: float = 0.0,
+    traction_control: bool = False,
+    antilock: bool = False,
+) -> Car:
+    """The named cars as one `Car` of leaves [K, ...], each as `load_car` gives it."""
+    if not names:
+        raise CarError("no car was named")
+    cars = [_build(name, compound, wear, fuel, traction_control, antilock) for name in names]
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *cars)
+
+
+def _build(
+    name: str, compound: str, wear: bool, fuel: float, traction_control: bool, antilock: bool
+) -> Car:
+    """A `Car` of numpy's arrays."""
+    archetype, _ = _parse(name)
+    standard = STANDARD_COMPOUND[archetype]
+    compound = compound or standard
+    if compound not in COMPOUNDS:
+        hint = _hint(compound, tuple(COMPOUNDS))
+        raise CarError(f"unknown compound {compound!r};{hint} compounds: {', '.join(COMPOUNDS)}")
+    if not 0.0 <= fuel < np.inf:
+        raise CarError(f"fuel must be at least 0 kg, got {fuel}")
+    if fuel > 0.0 and archetype in _ELECTRIC:
+        raise CarError(f"{name} is electric: its fuel must be 0 kg, got {fuel}")
+
+    value = {entry.parameter: entry.value * _UNITS.get(entry.unit, 1.0) for entry in describe(name)}
     curve = [(float(key.split()[2]), value[key]) for key in value if key.startswith("torque at")]
     ratios = [value[key] for key in value if key.startswith("ratio")]
     rpm, torque = np.array(curve).T
     grid = np.linspace(value["idle"], value["rev_limit"], NUM_POINTS)
+    work_per_kg = FUEL_EFFICIENCY * HEATING_VALUE * value["efficiency"]
 
-    def scalar(key: str) -> Array:
-        return jnp.float32(value[key])
+    # Any: numpy's arrays, which `Car` holds only until they are converted.
+    def array(values: Any) -> Any:
+        return np.asarray(values, np.float32)
 
-    def four(key: str) -> Array:
-        return jnp.full(4, value[key], jnp.float32)
+    def scalar(key: str) -> Any:
+        return array(value[key])
 
-    def axles(key: str) -> Array:
+    def four(key: str) -> Any:
+        return array([value[key]] * 4)
+
+    def axles(key: str) -> Any:
         front, rear = value[f"{key}_front"], value[f"{key}_rear"]
-        return jnp.array([front, front, rear, rear], jnp.float32)
+        return array([front, front, rear, rear])
 
-    def couplings(key: str) -> Array:
-        ends = ("front", "rear", "centre")
-        return jnp.array([value[f"{key}_{end}"] for end in ends], jnp.float32)
+    def couplings(key: str) -> Any:
+        return array([value[f"{key}_{end}"] for end in ("front", "rear", "centre")])
 
     rear_arm = value["wheelbase"] - value["front_arm"]
     drivetrain = Drivetrain(
-        torque=jnp.array(np.interp(grid, rpm * np.pi / 30, torque), jnp.float32),
+        torque=array(np.interp(grid, rpm * np.pi / 30, torque)),
         idle=scalar("idle"),
         launch=scalar("launch"),
         rev_limit=scalar("rev_limit"),
         drag_torque=scalar("drag_torque"),
         inertia=scalar("engine_inertia"),
-        ratios=jnp.array(ratios + ratios[-1:] * (MAX_GEARS - len(ratios)), jnp.float32),
-        num_gears=jnp.float32(len(ratios)),
+        ratios=array(ratios + ratios[-1:] * (MAX_GEARS - len(ratios))),
+        num_gears=array(len(ratios)),
         efficiency=scalar("efficiency"),
         shift_up=scalar("shift_up"),
         shift_down=scalar("shift_down"),
@@ -211,14 +413,16 @@ def load_car(name: str) -> Car:
         friction_y=axles("mu_y"),
         friction_slope=four("mu_slope"),
         peak_ratio=four("peak_ratio"),
-        peak_angle=jnp.tan(four("peak_angle")),
+        peak_angle=array([np.tan(value["peak_angle"])] * 4),
         peak_slope=four("peak_slope"),
         shape=four("shape"),
+        wet_gain=array(np.zeros(4)),
+        wear_rate=array(np.zeros(4)),
     )
     return Car(
         mass=scalar("mass"),
         yaw_inertia=scalar("yaw_inertia"),
-        wheel_x=jnp.array([value["front_arm"]] * 2 + [-rear_arm] * 2, jnp.float32),
+        wheel_x=array([value["front_arm"]] * 2 + [-rear_arm] * 2),
         wheel_y=axles("track") * np.array([0.5, -0.5, 0.5, -0.5], np.float32),
         height=scalar("height"),
         roll_share=scalar("roll_share"),
@@ -227,13 +431,17 @@ def load_car(name: str) -> Car:
         length=scalar("length"),
         width=scalar("width"),
         drag_area=scalar("drag_area"),
-        downforce_area=jnp.array([value["down_front"], value["down_rear"]], jnp.float32),
+        downforce_area=array([value["down_front"], value["down_rear"]]),
         steering_limit=scalar("steer_limit"),
         steering_rate=scalar("steer_rate"),
         throttle_lag=scalar("throttle_lag"),
         brake_lag=scalar("brake_lag"),
         brake_torque=scalar("brake_torque"),
         brake_bias=scalar("brake_bias"),
-        tyre=tyre,
+        fuel_load=array(fuel),
+        fuel_flow=array(1.0 / work_per_kg if fuel > 0.0 else 0.0),
+        traction_control=array(AID_SLIP if traction_control else NO_AID),
+        antilock=array(AID_SLIP if antilock else NO_AID),
+        tyre=fitted(tyre, standard, compound, wear),
         drivetrain=drivetrain,
     )

@@ -7,7 +7,7 @@ inertia is part of the wheels' inertia matrix, and a differential or a brake is 
 whose impulse ends at equal speeds, so that neither overshoots however large it is.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +17,9 @@ from jax import Array
 NUM_POINTS = 16  # torque table, evenly spaced from idle to the rev limit
 MAX_GEARS = 8
 LIMITER_BAND = 50.0  # the torque fades out over this range above the rev limit [rad/s]
+
+FRONT = np.array([1.0, 1.0, 0.0, 0.0], np.float32)
+REAR = np.array([0.0, 0.0, 1.0, 1.0], np.float32)
 
 # How the two sides of the front, the rear and the centre differential are geared to the wheels.
 COUPLED = np.array([[1, -1, 0, 0], [0, 0, 1, -1], [0.5, 0.5, -0.5, -0.5]], np.float32)
@@ -53,8 +56,8 @@ class Drive(NamedTuple):
 
 def wheel_share(drivetrain: Drivetrain) -> Array:
     """Part of the drive torque that goes to each wheel, [4], before any locking."""
-    front = 0.5 * drivetrain.front_share
-    return jnp.where(np.array([True, True, False, False]), front, 0.5 - front)
+    front: Any = 0.5 * drivetrain.front_share
+    return FRONT * front + REAR * (0.5 - front)
 
 
 def gear_ratio(drivetrain: Drivetrain, gear: Array) -> Array:
@@ -94,13 +97,13 @@ def select_gear(
     return gear, jnp.where(up | down, drivetrain.shift_time, timer)
 
 
-def engine_torque(drivetrain: Drivetrain, speed: Array, throttle: Array) -> Array:
+def engine_torque(drivetrain: Drivetrain, speed: Array, throttle: Array, xp: Any = jnp) -> Array:
     """Crankshaft torque [N m] at an engine speed [rad/s] of at least idle, throttle in 0..1."""
     part = (speed - drivetrain.idle) / (drivetrain.rev_limit - drivetrain.idle)
-    place = jnp.clip(part, 0.0, 1.0) * (NUM_POINTS - 1)
-    hats = jnp.maximum(1.0 - jnp.abs(place - np.arange(NUM_POINTS, dtype=np.float32)), 0.0)
-    full = jnp.sum(hats * drivetrain.torque)
-    limiter = jnp.clip(1.0 + (drivetrain.rev_limit - speed) / LIMITER_BAND, 0.0, 1.0)
+    place = xp.clip(part, 0.0, 1.0) * (NUM_POINTS - 1)
+    hats = xp.maximum(1.0 - xp.abs(place - np.arange(NUM_POINTS, dtype=np.float32)), 0.0)
+    full = xp.sum(hats * drivetrain.torque)
+    limiter = xp.clip(1.0 + (drivetrain.rev_limit - speed) / LIMITER_BAND, 0.0, 1.0)
     return throttle * full * limiter - (1.0 - throttle) * drivetrain.drag_torque * part
 
 
@@ -120,6 +123,13 @@ def drive(
         torque=jnp.where(engaged, torque * ratio * drivetrain.efficiency, 0.0),
         inertia=jnp.where(closed, drivetrain.inertia * ratio * ratio, 0.0),
     )
+
+
+def lock_torque(drivetrain: Drivetrain, index: int, torque: Array, xp: Any = jnp) -> Array:
+    """Most that coupling `index` of `COUPLED` moves at a drive torque [] on all wheels [N m]."""
+    front = drivetrain.front_share
+    through = xp.abs(torque) * (front, 1.0 - front, 1.0)[index]
+    return drivetrain.lock_preload[index] + drivetrain.lock_ramp[index] * through
 
 
 def turn_wheels(
@@ -149,10 +159,9 @@ def turn_wheels(
 
     wheel_speed = wheel_speed + gain(time_step * (share * drive.torque + torque))
 
-    front = drivetrain.front_share
-    through = jnp.abs(drive.torque) * jnp.stack([front, 1.0 - front, jnp.ones_like(front)])
-    bounds = time_step * (drivetrain.lock_preload + drivetrain.lock_ramp * through)
-    for bound, sides in zip(bounds[::-1], COUPLED[::-1], strict=True):
+    for index in (2, 1, 0):
+        bound = time_step * lock_torque(drivetrain, index, drive.torque)
+        sides = COUPLED[index]
         response = gain(jnp.asarray(sides))
         impulse = jnp.sum(sides * wheel_speed) / jnp.sum(sides * response)
         wheel_speed = wheel_speed - response * jnp.clip(impulse, -bound, bound)

@@ -89,20 +89,24 @@ def reference_lap(car: Car, track: Track, *, offset: Array | None = None) -> Ref
 
     `offset` holds at the circuit's nodes, left positive, and must be smooth: its second derivative
     is part of the line's curvature.
+
+    The envelope is computed on the road's slipperiest and on its grippiest surface and taken as
+    linear in the ground's factor on grip between them: exact for a road of one surface or of two,
+    an approximation for one of more.
     """
-    road = track.road
-    ground = Ground(
-        *(
-            jnp.full(4, value, jnp.float32)
-            for value in (road.grip, road.peak_slip, road.shape, road.rolling)
-        )
-    )
     stations = tracks.node_stations(track)
-    curvature = jax.vmap(tracks.at, (None, 0))(track, stations).curvature
+    point = jax.vmap(tracks.at, (None, 0))(track, stations)
+    road, curvature = point.road, point.curvature
+    extremes = jnp.stack([jnp.argmin(road.grip), jnp.argmax(road.grip)])
+    grounds = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[extremes, None], (2, 4)), road)
+    # One after the other, not mapped: on an even road both are what `envelope` gives, to the bit.
+    envelopes = jax.lax.map(lambda ground: envelope(car, ground), grounds)
+    low, high = road.grip[extremes]
+    share = (road.grip - low) / jnp.maximum(high - low, 1e-6)
     gap = jnp.full(NUM_NODES, track.length / NUM_NODES)
     if offset is not None:
         curvature, gap = _offset_line(curvature, track.length / NUM_NODES, offset)
-    energy = _energy_profile(envelope(car, ground), curvature, gap)
+    energy = _energy_profile(envelopes, share, curvature, gap)
     speed = jnp.sqrt(2.0 * energy)
     # Constant acceleration between nodes, as in the profile.
     steps = 2.0 * gap / (speed + jnp.roll(speed, -1))
@@ -302,36 +306,56 @@ def _offset_line(curvature: Array, spacing: Array, offset: Array) -> tuple[Array
     return turn / pace**3, 0.5 * spacing * (pace + jnp.roll(pace, -1))
 
 
-def _energy_profile(envelope: Envelope, curvature: Array, gap: Array) -> Array:
-    """Half the squared speed [N] at points with `curvature` [N] and `gap` [N] [m] to the next."""
+def _energy_profile(envelopes: Envelope, share: Array, curvature: Array, gap: Array) -> Array:
+    """Half the squared speed [N] at points with `curvature` [N] and `gap` [N] [m] to the next.
+
+    From each point to the next, the second of two `envelopes` (leaves [2, ...]) counts for `share`
+    [N] and the first one for the rest.
+    """
     bend = jnp.maximum(jnp.abs(curvature), 1e-6)
-    cap = jnp.interp(1.0 / bend, 2.0 * envelope.energy / envelope.lateral, envelope.energy)
+
+    def fastest(envelope: Envelope) -> Array:
+        return jnp.interp(1.0 / bend, 2.0 * envelope.energy / envelope.lateral, envelope.energy)
+
+    slow, fast = (fastest(jax.tree.map(lambda leaf, i=i: leaf[i], envelopes)) for i in range(2))
+    cap = slow * (1.0 - share) + fast * share
     # From the slowest point on, where both passes begin at the cap, a lap is periodic at once
     # unless the engine cannot hold any cap; the second lap is for those.
     start = jnp.argmin(cap)
-    bend, gap_ahead, cap_ahead = (jnp.roll(array, -start) for array in (bend, gap, cap))
+    bend, gap_ahead, cap_ahead, share_ahead = (
+        jnp.roll(array, -start) for array in (bend, gap, cap, share)
+    )
     # Two lanes: forward from the start with the engine, backward from it with the brakes.
     lanes = (
         jnp.stack([bend, jnp.roll(bend[::-1], 1)], axis=1),
         jnp.stack([gap_ahead, gap_ahead[::-1]], axis=1),
         jnp.stack([jnp.roll(cap_ahead, -1), cap_ahead[::-1]], axis=1),
+        jnp.stack([share_ahead, share_ahead[::-1]], axis=1),
     )
-    tables = jnp.stack([envelope.drive, envelope.brake])
-    lowest, spacing = envelope.energy[0], envelope.energy[1] - envelope.energy[0]
+    tables = jnp.stack([envelopes.drive, envelopes.brake])
+    grid = envelopes.energy[0]  # the same for both
+    lowest, spacing = grid[0], grid[1] - grid[0]
     lane = np.arange(2)
 
-    def advance(energy: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        bend, gap, cap = inputs
+    def advance(energy: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array]:
+        bend, gap, cap, share = inputs
         row, up = _cell((energy - lowest) / spacing, NUM_SPEEDS)
-        lateral = envelope.lateral[row] * (1.0 - up) + envelope.lateral[row + 1] * up
-        fraction = jnp.clip(2.0 * energy * bend / lateral, 0.0, 1.0)
-        column, right = _cell((1.0 - jnp.sqrt(1.0 - fraction)) * (NUM_FRACTIONS - 1), NUM_FRACTIONS)
-        low = tables[lane, row, column] * (1.0 - right) + tables[lane, row, column + 1] * right
-        high = (
-            tables[lane, row + 1, column] * (1.0 - right)
-            + tables[lane, row + 1, column + 1] * right
-        )
-        gain = low * (1.0 - up) + high * up
+
+        def gain_of(ground: int) -> Array:
+            limit, table = envelopes.lateral[ground], tables[:, ground]
+            lateral = limit[row] * (1.0 - up) + limit[row + 1] * up
+            fraction = jnp.clip(2.0 * energy * bend / lateral, 0.0, 1.0)
+            column, right = _cell(
+                (1.0 - jnp.sqrt(1.0 - fraction)) * (NUM_FRACTIONS - 1), NUM_FRACTIONS
+            )
+            low = table[lane, row, column] * (1.0 - right) + table[lane, row, column + 1] * right
+            high = (
+                table[lane, row + 1, column] * (1.0 - right)
+                + table[lane, row + 1, column + 1] * right
+            )
+            return low * (1.0 - up) + high * up
+
+        gain = gain_of(0) * (1.0 - share) + gain_of(1) * share
         energy = jnp.clip(energy + gap * gain, lowest, cap)
         return energy, energy
 

@@ -21,7 +21,7 @@ from jax import Array
 from core_rl.env import Env, State, register_environment
 from projects.sophy import car as cars
 from projects.sophy import track as tracks
-from projects.sophy.car import Car, CarState, Command, Ground
+from projects.sophy.car import Car, CarState, Command
 from projects.sophy.cars import load_car
 from projects.sophy.circuits import DEFAULT, load_circuit
 from projects.sophy.observation import ObservationConfig, observe
@@ -37,6 +37,7 @@ WHEELS_OUT = 3  # wheels beyond the white line that make a car off course
 @dataclasses.dataclass(frozen=True)
 class TimeTrialConfig:
     circuit: str = DEFAULT  # built-in name, generated:SEED, or the path of a CSV file
+    surface: str = ""  # another surface for the whole road, such as wet; empty: the circuit's own
     car: str = "gt3_fr"  # a car of the catalogue
     substeps: int = 20  # simulation steps per control step of 0.1 s
     episode_seconds: float = 150.0  # length of an episode [s]
@@ -89,12 +90,14 @@ class DriveState:
 class TimeTrial(Env):
     """See the module's text. Observations: dict with `state` and `privileged_state`.
 
-    Raises ValueError (circuit, car) with one clear line.
+    Raises ValueError (circuit, surface, car) with one clear line.
     """
 
     def __init__(self, config: TimeTrialConfig = TimeTrialConfig()):
         self.config = config
         self.track: Track = load_circuit(config.circuit)
+        if config.surface:
+            self.track = tracks.resurface(self.track, config.surface)
         self.car: Car = load_car(config.car)
         self.reference: ReferenceLap = jax.jit(reference_lap)(self.car, self.track)
 
@@ -173,13 +176,7 @@ class TimeTrial(Env):
             placement = place(point, motion)
             wheel_offset = offset_of(placement, car.wheel_x, car.wheel_y)
             outside = (wheel_offset > point.width_left) | (wheel_offset < -point.width_right)
-            surface = tracks.surface_at(point, wheel_offset)
-            ground = Ground(
-                grip=surface.grip,
-                peak_slip=surface.peak_slip,
-                shape=surface.shape,
-                rolling=surface.rolling,
-            )
+            ground = tracks.surface_at(point, wheel_offset)
             motion, touching = collide(car, motion, point, placement)
             motion = cars.step(car, motion, command, ground, time_step)
             along = motion.velocity[0] * placement.cosine - motion.velocity[1] * placement.sine

@@ -8,10 +8,16 @@ its arc length `s`, so finding its place on the centre line is not a search but 
 and efficient computation of the closest point on a spline curve", 2002, without their search).
 Where a circuit crosses itself, only this keeps a car on its own leg.
 
+What a wheel stands on follows from its own place: the road between the white lines, a band of kerb
+beside them, the verge beyond. Road and verge are constant along a piece; they lie in an array of
+their own, so that course points, which ask only for the geometry, do not gather them.
+
 Lateral offsets `n` and curvature are positive to the left; arc length grows in driving direction.
 """
 
+import dataclasses
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +28,8 @@ from numpy.typing import ArrayLike
 from scipy.interpolate import splev, splprep
 
 from core_rl.errors import UserError
+from projects.sophy.surfaces import SURFACES
+from projects.sophy.tyre import Ground
 
 NUM_NODES = 2048  # a power of two: wrapping an index is a bit mask
 
@@ -30,6 +38,9 @@ NUM_NODES = 2048  # a power of two: wrapping an index is a bit mask
 CUBIC = slice(0, 8)
 VALUES = slice(8, 13)  # curvature, width left, width right, wall left, wall right
 SLOPES = slice(13, 18)
+# Columns of a node's row of `ground`: the fields of `Ground`, for the road and for the verge.
+ROAD = slice(0, 5)
+VERGE = slice(5, 10)
 MAX_NEWTON_STEP = 8.0  # [m]
 MIN_NEWTON_SLOPE = 0.25  # floor of 1 - n * curvature, which vanishes at the centre of curvature
 MIN_POINTS = 20
@@ -53,30 +64,14 @@ class CircuitError(UserError):
 
 
 @struct.dataclass
-class Surface:
-    """What a tyre stands on: three factors on the tyre's own numbers and one coefficient."""
-
-    grip: Array  # [] factor on peak friction
-    peak_slip: Array  # [] factor on the slip at peak friction
-    shape: Array  # [] factor on the tyre curve's shape factor Q; below 1: flatter beyond the peak
-    rolling: Array  # [] rolling resistance coefficient, drag force / load
-
-
-# Estimates from tables of road tyres on asphalt and grass: a locked wheel on dry grass keeps about
-# half its friction, peaks late and flat, and rolls through something soft.
-ASPHALT = Surface(grip=1.0, peak_slip=1.0, shape=1.0, rolling=0.013)  # pyright: ignore[reportArgumentType]
-GRASS = Surface(grip=0.45, peak_slip=1.8, shape=0.75, rolling=0.08)  # pyright: ignore[reportArgumentType]
-
-
-@struct.dataclass
 class Track:
     """One circuit, or with a leading axis on every leaf a stack of circuits (`stack_tracks`)."""
 
     nodes: Array  # [N, 18] one row per node, columns as above
-    first: Array  # [] int32 row of `nodes` where this circuit starts: 0 until `select_track`
+    ground: Array  # [N, 10] what lies from each node to the next, columns as above
+    kerb: Array  # [] width of the kerbs just outside the white lines; 0 where there are none [m]
+    first: Array  # [] int32 row where this circuit starts: 0 until `select_track`
     length: Array  # [] [m]
-    road: Surface  # between the white lines
-    verge: Surface  # outside them
 
 
 @struct.dataclass
@@ -90,13 +85,15 @@ class TrackPoint:
     width_right: Array  # [] [m]
     wall_left: Array  # [] [m] centre line to wall, at least the width
     wall_right: Array  # [] [m]
-    road: Surface
-    verge: Surface
+    kerb: Array  # [] [m] width of the kerbs outside the white lines
+    road: Ground  # between the white lines, every field []
+    verge: Ground  # outside them and the kerbs
 
 
 def at(track: Track, s: Array) -> TrackPoint:
     """The circuit at arc length `s` [] [m], any real number (wraps)."""
-    row, u = _row(track, s)
+    index, u = _cell(track, s)
+    row, ground = _row(track.nodes, index), _row(track.ground, index)
     position, velocity, _ = _centre(row, u)
     curvature, width_left, width_right, wall_left, wall_right = row[VALUES] + u * row[SLOPES]
     return TrackPoint(
@@ -107,8 +104,9 @@ def at(track: Track, s: Array) -> TrackPoint:
         width_right=width_right,
         wall_left=wall_left,
         wall_right=wall_right,
-        road=track.road,
-        verge=track.verge,
+        kerb=track.kerb,
+        road=Ground(*ground[ROAD]),
+        verge=Ground(*ground[VERGE]),
     )
 
 
@@ -121,8 +119,8 @@ def project(track: Track, position: Array, guess: Array) -> Array:
     """
     s = guess
     for _ in range(2):
-        row, u = _row(track, s)
-        centre, velocity, bend = _centre(row, u)
+        index, u = _cell(track, s)
+        centre, velocity, bend = _centre(_row(track.nodes, index), u)
         gap = position - centre
         slope = jnp.maximum(jnp.sum(velocity**2) - jnp.sum(gap * bend), MIN_NEWTON_SLOPE)
         s = s + jnp.clip(jnp.sum(gap * velocity) / slope, -MAX_NEWTON_STEP, MAX_NEWTON_STEP)
@@ -146,10 +144,28 @@ def lateral_offset(point: TrackPoint, position: Array) -> Array:
     return point.tangent[0] * gap[1] - point.tangent[1] * gap[0]
 
 
-def surface_at(point: TrackPoint, n: Array) -> Surface:
-    """What lies at lateral offsets `n` [...] [m]: road up to the white lines, verge beyond."""
-    inside = (n <= point.width_left) & (n >= -point.width_right)
-    return jax.tree.map(lambda road, verge: jnp.where(inside, road, verge), point.road, point.verge)
+def surface_at(point: TrackPoint, n: Array) -> Ground:
+    """What lies at lateral offsets `n` [...] [m], such as those of four wheels; leaves [...]."""
+    beyond = jnp.maximum(n - point.width_left, -n - point.width_right)  # the white line [m]
+    on_road, on_kerb = beyond <= 0.0, beyond <= point.kerb
+    return jax.tree.map(
+        lambda road, kerb, verge: jnp.where(on_road, road, jnp.where(on_kerb, kerb, verge)),
+        point.road,
+        _kerb(point.road),
+        point.verge,
+    )
+
+
+def _kerb(road: Ground) -> Ground:
+    """The kerb of a road: one on a wet road is wet."""
+    kerb = SURFACES["kerb"]
+    return Ground(
+        grip=road.grip * kerb.grip,
+        peak_slip=road.peak_slip * kerb.peak_slip,
+        shape=road.shape * kerb.shape,
+        rolling=jnp.maximum(road.rolling, kerb.rolling),
+        water=jnp.maximum(road.water, kerb.water),
+    )
 
 
 def wrap(track: Track, s: Array) -> Array:
@@ -181,17 +197,21 @@ def select_track(tracks: Track, index: Array) -> Track:
     Nothing is copied, so a batch of cars may each select its own circuit at every step
     (`tree.map(lambda leaf: leaf[index], tracks)` would copy all nodes once per car).
     """
-
-    def pick(leaf: Array) -> Array:
-        return leaf[index]
-
     return Track(
         nodes=tracks.nodes.reshape(-1, tracks.nodes.shape[-1]),
+        ground=tracks.ground.reshape(-1, tracks.ground.shape[-1]),
+        kerb=tracks.kerb[index],
         first=jnp.asarray(index * NUM_NODES, jnp.int32),
-        length=pick(tracks.length),
-        road=jax.tree.map(pick, tracks.road),
-        verge=jax.tree.map(pick, tracks.verge),
+        length=tracks.length[index],
     )
+
+
+def resurface(track: Track, name: str) -> Track:
+    """The circuit, or a stack of them, with its whole road of the surface `name` in `SURFACES`.
+
+    Raises `CircuitError` for another name.
+    """
+    return dataclasses.replace(track, ground=track.ground.at[..., ROAD].set(_numbers(name)))
 
 
 def make_track(
@@ -201,8 +221,9 @@ def make_track(
     *,
     runoff: ArrayLike = 5.0,
     smoothing: float = 0.05,
-    road: Surface = ASPHALT,
-    verge: Surface = GRASS,
+    road: str | Sequence[str] = "asphalt",
+    verge: str | Sequence[str] = "grass",
+    kerb: float = 0.0,
 ) -> Track:
     """A circuit from points along its centre line, in driving direction.
 
@@ -210,13 +231,18 @@ def make_track(
     duplicates); the widths [M] [m] reach from it to the white lines and `runoff` [] or [M] [m] from
     there to the walls. The centre line becomes a periodic quintic spline whose mean square distance
     to the points is `smoothing` [m^2]; the widths are shifted by what it moved, so that the white
-    lines stay. Raises `CircuitError` for a circuit that cannot be driven.
+    lines stay. `road` and `verge` are names in `SURFACES`, one for all or one per point, which
+    holds from there to the next; `kerb` [m] is the width of the kerbs between them. Raises
+    `CircuitError` for a circuit that cannot be driven.
     """
     centre = np.asarray(centre, np.float64)
     columns = [width_right, width_left, np.broadcast_to(runoff, len(centre))]
     points = np.column_stack([centre, *columns]).astype(np.float64)
     rows = _check_points(points)
     points = points[rows]
+    if not 0.0 <= kerb < np.inf:
+        raise CircuitError(f"the kerb's width must be finite and not negative, got {kerb}")
+    surfaces = np.column_stack([_surfaces(road, len(centre)), _surfaces(verge, len(centre))])[rows]
 
     spline, u_rows = fit_spline(points[:, :2], smoothing)
 
@@ -262,13 +288,14 @@ def make_track(
     wall_right = np.where(curvature < 0.0, np.minimum(right + space, reach), right + space)
 
     values = np.column_stack([curvature, left, right, wall_left, wall_right])
+    before = np.searchsorted(s_rows, s_nodes, side="right") - 1  # the point that a node follows
     nodes = _pack(curve(u_nodes), first / pace[:, None], values, length / NUM_NODES)
     return Track(
         nodes=jnp.asarray(nodes, jnp.float32),
+        ground=jnp.asarray(surfaces[before], jnp.float32),
+        kerb=jnp.float32(kerb),
         first=jnp.int32(0),
         length=jnp.float32(length),
-        road=jax.tree.map(jnp.float32, road),
-        verge=jax.tree.map(jnp.float32, verge),
     )
 
 
@@ -281,6 +308,26 @@ def fit_spline(points: np.ndarray, smoothing: float) -> tuple[tuple, np.ndarray]
     loop = np.vstack([points, points[:1]])
     spline, u = splprep(loop.T, k=5, per=True, s=smoothing * len(points))
     return spline, u[:-1]
+
+
+def _numbers(name: str, row: int | None = None) -> np.ndarray:
+    """The fields [5] of the surface `name`, the one of point `row` if it is a point's."""
+    if name in SURFACES:
+        return np.array(dataclasses.astuple(SURFACES[name]), np.float32)
+    close = get_close_matches(name.lower(), SURFACES, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise CircuitError(f"unknown surface {name!r}{hint}: allowed are {', '.join(SURFACES)}", row)
+
+
+def _surfaces(names: str | Sequence[str], num: int) -> np.ndarray:
+    """The fields [num, 5] of the surfaces at `num` points, named one by one or all at once."""
+    if isinstance(names, str):
+        return np.tile(_numbers(names), (num, 1))
+    if len(names) != num:
+        raise CircuitError(
+            f"{len(names)} surfaces for {num} points; one for all or one per point is needed"
+        )
+    return np.stack([_numbers(name, row) for row, name in enumerate(names)])
 
 
 def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -332,13 +379,16 @@ def _pack(
     return np.column_stack([position, tangent, quadratic, cubic, values, slopes])
 
 
-def _row(track: Track, s: Array) -> tuple[Array, Array]:
-    """The row of the node before `s` and the distance [m] from that node."""
+def _cell(track: Track, s: Array) -> tuple[Array, Array]:
+    """Number of the row of the node before `s` and the distance [m] from that node."""
     spacing = track.length / NUM_NODES
     cell = s / spacing
     index = jnp.floor(cell)
-    row = track.first + (index.astype(jnp.int32) & (NUM_NODES - 1))
-    return track.nodes.at[row].get(mode="promise_in_bounds"), (cell - index) * spacing
+    return track.first + (index.astype(jnp.int32) & (NUM_NODES - 1)), (cell - index) * spacing
+
+
+def _row(rows: Array, index: Array) -> Array:
+    return rows.at[index].get(mode="promise_in_bounds")
 
 
 def _centre(row: Array, u: Array) -> tuple[Array, Array, Array]:

@@ -15,13 +15,21 @@ slides freely pushes against its sliding velocity and can never create energy.
 Slips are divided by sqrt(u^2 + v0^2) instead of |u|: below v0 the tyre turns into a viscous damper,
 so a car comes to rest, and stays, without a branch or a division by zero.
 
+Wear multiplies the friction, w as the share of the way to the cliff:
+
+    g(w) = 1 - 0.035 w - 0.5 max(0, w - 1)^2,   w' = k (|Fx slide_x| + |Fy slide_y|) / Fz_nominal
+
+driven by the sliding power as in Tremlett and Limebeer, "Optimal tyre usage for a Formula One car",
+Vehicle System Dynamics 54 (2016). Its numbers are estimates, see `cars`.
+
 The sine is a short polynomial (error below 1e-7): the library's must accept any angle, and took a
 third of the time of a whole step of the car.
+
+`xp` is the array library: jax.numpy here, CasADi where `limit` computes the fastest lap.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -29,6 +37,9 @@ from jax import Array
 
 SLIP_SPEED = 3.0  # v0 of the regularised slip [m/s]
 MINIMUM_FACTOR = 0.3  # the linear load laws are cut here, far outside the fitted loads [-]
+WEAR_LOSS = 0.035  # of the friction on the way to the cliff [-]
+CLIFF_LOSS = 0.5  # and behind it, per square of the wear beyond [-]
+MINIMUM_WORN = 0.5  # of the friction is always left [-]
 
 # Minimax fit of sin(x) / x in powers of x^2 on [0, pi / 2], lowest power first.
 SINE_FIT = (0.99999998, -0.16666648, 0.0083328998, -0.00019800898, 2.5904885e-6)
@@ -46,16 +57,19 @@ class Tyre:
     peak_angle: Array  # tangent of the slip angle at the lateral peak [-]
     peak_slope: Array  # relative change of both peak positions with load [1/N]
     shape: Array  # Q between 1.05 and 2, larger falls off faster behind the peak [-]
+    wet_gain: Array  # relative gain of grip in full water: what a profile is for [-]
+    wear_rate: Array  # wear per metre slid under the nominal load; 0 never wears [1/m]
 
 
 @struct.dataclass
 class Ground:
-    """What each wheel stands on; every field [4]."""
+    """What lies under wheels, factors on the tyres' own numbers; fields [4], or [] of a place."""
 
     grip: Array  # factor on the friction [-]
     peak_slip: Array  # factor on the slip at the peak [-]
     shape: Array  # factor on Q [-]
     rolling: Array  # rolling resistance coefficient [-]
+    water: Array  # 0 dry to 1 wet [-]
 
 
 @struct.dataclass
@@ -83,52 +97,59 @@ class Contact(NamedTuple):
 def dry_asphalt() -> Ground:
     """The reference ground: every factor one, rolling resistance of a car tyre on asphalt."""
     one = jnp.ones(4, jnp.float32)
-    return Ground(grip=one, peak_slip=one, shape=one, rolling=0.013 * one)
+    return Ground(grip=one, peak_slip=one, shape=one, rolling=0.013 * one, water=0.0 * one)
 
 
-def peak(tyre: Tyre, load: Array, ground: Ground) -> Peak:
+def worn(wear: Array) -> Array:
+    """Part of the friction that is left at a wear, 1 at the cliff."""
+    beyond = jnp.maximum(wear - 1.0, 0.0)
+    return jnp.maximum(1.0 - WEAR_LOSS * wear - CLIFF_LOSS * beyond * beyond, MINIMUM_WORN)
+
+
+def peak(tyre: Tyre, load: Array, ground: Ground, xp: Any = jnp) -> Peak:
     """Peak forces and where they lie, for loads [4] in N."""
     extra = load - tyre.nominal_load
-    friction = jnp.maximum(1.0 + tyre.friction_slope * extra, MINIMUM_FACTOR) * ground.grip * load
-    position = jnp.maximum(1.0 + tyre.peak_slope * extra, MINIMUM_FACTOR) * ground.peak_slip
-    shape = jnp.clip(tyre.shape * ground.shape, 1.05, 2.0)
+    grip = ground.grip * (1.0 + tyre.wet_gain * ground.water)
+    friction = xp.maximum(1.0 + tyre.friction_slope * extra, MINIMUM_FACTOR) * grip * load
+    position = xp.maximum(1.0 + tyre.peak_slope * extra, MINIMUM_FACTOR) * ground.peak_slip
+    shape = xp.clip(tyre.shape * ground.shape, 1.05, 2.0)
     return Peak(
         force_x=friction * tyre.friction_x,
         force_y=friction * tyre.friction_y,
         ratio=position * tyre.peak_ratio,
         angle=position * tyre.peak_angle,
         shape=shape,
-        stretch=jnp.tan(0.5 * jnp.pi / shape),
+        stretch=xp.tan(0.5 * np.pi / shape),
     )
 
 
-def slip_scale(forward: Array) -> Array:
+def slip_scale(forward: Array, xp: Any = jnp) -> Array:
     """Speed [m/s] by which sliding speeds are divided, for forward contact speeds [4] in m/s."""
-    return jnp.sqrt(forward * forward + SLIP_SPEED * SLIP_SPEED)
+    return xp.sqrt(forward * forward + SLIP_SPEED * SLIP_SPEED)
 
 
-def _sine(angle: Array) -> Array:
+def _sine(angle: Array, xp: Any) -> Array:
     """Sine of angles between 0 and pi."""
-    folded = jnp.minimum(angle, np.pi - angle)
+    folded = xp.minimum(angle, np.pi - angle)
     square = folded * folded
-    value = jnp.full_like(angle, SINE_FIT[-1])
+    value = SINE_FIT[-1]
     for coefficient in SINE_FIT[-2::-1]:
         value = value * square + coefficient
     return value * folded
 
 
-def contact(peak: Peak, ratio: Array, tangent: Array) -> Contact:
+def contact(peak: Peak, ratio: Array, tangent: Array, xp: Any = jnp) -> Contact:
     """Forces at the slip ratios kappa [4] and slip angles tan alpha [4], positive pushes left."""
     x = ratio / peak.ratio
     y = tangent / peak.angle
     x_squared = x * x
     rho_squared = x_squared + y * y + 1e-8
-    rho_inverse = jax.lax.rsqrt(rho_squared)
+    rho_inverse = 1.0 / xp.sqrt(rho_squared)
     rho = rho_squared * rho_inverse
     stretched = peak.stretch * rho
-    value = _sine(peak.shape * jnp.arctan(stretched))
+    value = _sine(peak.shape * xp.arctan(stretched), xp)
     # The cosine's sign changes at the peak, rho = 1, and nowhere else.
-    cosine = jnp.sqrt(jnp.maximum(1.0 - value * value, 0.0)) * jnp.sign(1.0 - rho)
+    cosine = xp.sqrt(xp.maximum(1.0 - value * value, 0.0)) * xp.sign(1.0 - rho)
     steepness = cosine * peak.shape * peak.stretch / (1.0 + stretched * stretched)
     gain = value * rho_inverse
     part = x_squared * rho_inverse * rho_inverse

@@ -18,13 +18,15 @@ from projects.sophy.car import (
     rolling_start,
     step,
 )
-from projects.sophy.cars import CAR_NAMES, load_car
+from projects.sophy.cars import CAR_NAMES, load_car, load_cars
+from projects.sophy.compounds import WEAR_RATE
 from projects.sophy.tyre import SLIP_SPEED, dry_asphalt
 
 STEP = 0.005
 NUM_CARS = len(CAR_NAMES)
 NUM_STEPS = 2000  # one length for all scripts, so that they share one compiled function
-FLEET: Car = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(load_car, CAR_NAMES))
+FLEET = load_cars(CAR_NAMES)
+AIDED = load_cars(CAR_NAMES, traction_control=True, antilock=True)
 ASPHALT: Ground = jax.tree.map(lambda leaf: jnp.tile(leaf, (NUM_CARS, 1)), dry_asphalt())
 
 
@@ -213,8 +215,9 @@ def test_no_step_without_throttle_creates_energy() -> None:
     normal = draws.normal(size=(NUM_CARS, 4000, 11)).astype(np.float32)
     uniform = draws.uniform(size=(NUM_CARS, 4000, 10)).astype(np.float32)
     fleet_coast = jax.jit(jax.vmap(jax.vmap(_coast, (None, 0, 0))))
-    before, after = fleet_coast(FLEET, normal, uniform)
-    assert float(((after - before) / before).max()) <= 1e-6
+    for fleet in (FLEET, AIDED):
+        before, after = fleet_coast(fleet, normal, uniform)
+        assert float(((after - before) / before).max()) <= 1e-6
 
 
 def _cornering_limit(car: Car, speed: float, drift: float) -> float:
@@ -371,3 +374,108 @@ def test_gearbox_does_not_hunt_at_constant_throttle(throttle: float, grip: float
     shifts = jnp.diff(history.gear, axis=0)
     assert int(shifts.min()) == 0
     assert int(shifts.sum()) >= 9
+
+
+@pytest.mark.parametrize("grip", [1.0, 0.4])
+def test_antilock_brakes_stop_sooner_than_locked_wheels(grip: float) -> None:
+    ground = ASPHALT.replace(grip=grip * ASPHALT.grip)
+    way = {}
+    for name, fleet in (("locked", FLEET), ("aided", AIDED)):
+        final, history = simulate(fleet, start(35.0), constant(0.0, 0.0, 1.0), ground)
+        way[name] = final.position[:, 0]
+        slip = -history.slip_ratio / fleet.tyre.peak_ratio
+        rolling = (history.velocity[:, :, 0] > 8.0)[..., None]
+        if name == "aided":
+            assert float(jnp.max(jnp.where(rolling, slip, 0.0))) < 1.6
+            chatter = jnp.abs(jnp.diff(slip, axis=0)) * rolling[1:]
+            assert float((chatter.sum(0) / rolling.sum(0)).max()) < 0.03
+    np.testing.assert_array_less(way["aided"], 0.95 * way["locked"])
+
+
+@pytest.mark.parametrize("grip", [1.0, 0.4])
+def test_traction_control_launches_better_than_spinning_wheels(grip: float) -> None:
+    ground = ASPHALT.replace(grip=grip * ASPHALT.grip)
+    _, free = simulate(FLEET, start(0.0), constant(0.0, 1.0, 0.0), ground)
+    _, held = simulate(AIDED, start(0.0), constant(0.0, 1.0, 0.0), ground)
+    gained = held.velocity[400, :, 0] / free.velocity[400, :, 0]  # after 2 s
+    assert float(gained.min()) > 0.999
+    spun = (free.slip_ratio[:400] / FLEET.tyre.peak_ratio).max(axis=(0, 2)) > 3.0
+    assert bool((gained[spun] > 1.15).all())
+    assert int(spun.sum()) >= 5
+    slip = held.slip_ratio[40:400] / FLEET.tyre.peak_ratio
+    assert float(slip.max()) < 2.0
+    assert float(jnp.abs(jnp.diff(slip, axis=0)).mean(axis=0).max()) < 0.05
+
+
+def test_aids_take_nothing_where_wheels_do_not_slip() -> None:
+    command = script()
+    _, free = simulate(FLEET, start(12.0), command.replace(brake=0.2 * command.brake), ASPHALT)
+    _, held = simulate(AIDED, start(12.0), command.replace(brake=0.2 * command.brake), ASPHALT)
+    slip = jnp.abs(free.slip_ratio / FLEET.tyre.peak_ratio).max(axis=(0, 2))
+    calm = np.flatnonzero(slip < 0.95)
+    assert len(calm) >= 5
+    np.testing.assert_allclose(held.position[:, calm], free.position[:, calm], atol=1e-3)
+
+
+def test_fuel_is_mass_and_burns_by_the_work_it_does() -> None:
+    # Without drag, rolling resistance and the engine's own drag and inertia all work becomes
+    # motion, but for the slip of the tyres; 33 % of 43 MJ/kg reach the engine's shaft.
+    fleet = load_cars([name for name in CAR_NAMES if name != "formula_e"] + ["gt3_fr"], fuel=2.0)
+    zero = jnp.zeros(NUM_CARS)
+    drivetrain = fleet.drivetrain.replace(inertia=zero, drag_torque=zero)
+    fleet = fleet.replace(drag_area=zero, drivetrain=drivetrain)
+    first = jax.vmap(rolling_start, (0, None, None, None))(fleet, jnp.zeros(2), 0.0, 20.0)
+    weight = GRAVITY * (fleet.mass + 2.0)
+    lift = 0.5 * AIR_DENSITY * 20.0**2 * fleet.downforce_area.sum(axis=1)
+    np.testing.assert_allclose(first.load.sum(axis=1), weight + lift, rtol=1e-5)
+
+    command = constant(0.0, 0.2, 0.0)
+    final, history = simulate(fleet, first, command, ASPHALT.replace(rolling=0.0 * ASPHALT.grip))
+    mass = fleet.mass + 0.5 * (2.0 + final.fuel)
+    spin = jnp.sum(fleet.wheel_inertia * (final.wheel_speed**2 - first.wheel_speed**2), axis=1)
+    gained = 0.5 * (mass * (final.velocity[:, 0] ** 2 - 20.0**2) + spin)
+    burnt = (2.0 - final.fuel) * 0.33 * 43e6 * drivetrain.efficiency
+    np.testing.assert_allclose(burnt, gained, rtol=0.02)
+    assert float(jnp.diff(history.fuel, axis=0).max()) <= 0.0
+    assert float((2.0 - final.fuel).min()) > 0.003
+
+
+def test_an_empty_tank_drives_no_wheel() -> None:
+    names = [name for name in CAR_NAMES if name != "formula_e"]
+    fleet = load_cars([*names, "gt3_fr"], fuel=0.005)
+    first = jax.vmap(rolling_start, (0, None, None, None))(fleet, jnp.zeros(2), 0.0, 20.0)
+    final, history = simulate(fleet, first, constant(0.0, 1.0, 0.0), ASPHALT)
+    np.testing.assert_array_equal(final.fuel, 0.0)
+    speed = history.velocity[..., 0]
+    assert bool((speed.max(axis=0) > 20.1).all())
+    np.testing.assert_array_equal(history.fuel[1000], 0.0)
+    assert float(jnp.diff(speed[1050:], axis=0).max()) < 0.0
+
+
+def test_tyres_wear_by_the_energy_that_sliding_takes() -> None:
+    # Wheels that lock at once turn the whole kinetic energy into sliding. Racing soft wears
+    # WEAR_RATE per metre under the nominal load.
+    fleet = load_cars(["gt3_fr"] * NUM_CARS, "racing_soft", wear=True)
+    fleet = fleet.replace(drag_area=jnp.zeros(NUM_CARS), brake_torque=jnp.full(NUM_CARS, 1e6))
+    first = jax.vmap(rolling_start, (0, None, None, None))(fleet, jnp.zeros(2), 0.0, 30.0)
+    final, history = simulate(fleet, first, constant(0.0, 0.0, 1.0), ASPHALT)
+    assert float(final.velocity[:, 0].max()) < 0.1
+    slid = jnp.sum(final.wear * fleet.tyre.nominal_load, axis=1) / WEAR_RATE
+    np.testing.assert_allclose(slid, 0.5 * fleet.mass * 30.0**2, rtol=0.02)
+    assert float(jnp.diff(history.wear, axis=0).min()) >= 0.0
+
+    _, unworn = simulate(FLEET, start(30.0), constant(0.1, 0.5, 0.0), ASPHALT)
+    np.testing.assert_array_equal(unworn.wear, 0.0)
+
+
+def test_worn_tyres_brake_worse() -> None:
+    # Locked wheels and no air: the way grows as the friction falls, by 1 / worn(1.3) = 1 / 0.9095.
+    fleet = FLEET.replace(
+        drag_area=jnp.zeros(NUM_CARS),
+        downforce_area=jnp.zeros((NUM_CARS, 2)),
+        brake_torque=10.0 * FLEET.brake_torque,
+    )
+    fresh, _ = simulate(fleet, start(15.0), constant(0.0, 0.0, 1.0), ASPHALT)
+    old = start(15.0).replace(wear=jnp.full((NUM_CARS, 4), 1.3))
+    worn, _ = simulate(fleet, old, constant(0.0, 0.0, 1.0), ASPHALT)
+    np.testing.assert_allclose(worn.position[:, 0] / fresh.position[:, 0], 1 / 0.9095, rtol=0.02)

@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from projects.sophy.circuits import BUILT_IN, DEFAULT, load_circuit
+from projects.sophy.circuits import BUILT_IN, DEFAULT, GROUPS, load_circuit
+from projects.sophy.circuits.built_in import DESIGNS
 from projects.sophy.circuits.generate import RUNOFF
-from projects.sophy.circuits.outline import Corner, make_bend, trace
-from projects.sophy.track import NUM_NODES, CircuitError, Track
+from projects.sophy.circuits.outline import Corner, draw, make_bend, trace
+from projects.sophy.surfaces import SURFACES
+from projects.sophy.track import NUM_NODES, ROAD, VERGE, CircuitError, Track
 
 CURVATURE, WIDTH_LEFT, WIDTH_RIGHT, WALL_LEFT, WALL_RIGHT = range(8, 13)
 HEADER = "# x_m,y_m,w_tr_right_m,w_tr_left_m"
@@ -53,6 +55,18 @@ def refusal(spec: str) -> str:
         ("copperbowl", (2000, 3000), (140, 160), (15, 15)),
         ("goatstep", (3000, 3500), (12, 14), (10, 11)),
         ("ribbon", (2500, 3500), (38, 41), (12, 13)),
+        ("longfurrow", (6000, 7000), (16, 20), (12, 14)),
+        ("galemere", (4500, 5500), (190, 220), (13, 14)),
+        ("thimble", (1800, 2500), (12, 14), (10, 12)),
+        ("bracken", (3500, 4200), (14, 18), (11, 11)),
+        ("ravenstair", (4000, 5000), (11, 13), (8.5, 10)),
+        ("quayside", (3000, 3700), (11, 13), (10, 10)),
+        ("foxglove", (4000, 5000), (16, 20), (13, 15)),
+        ("fernhollow", (3800, 4500), (20, 23), (10.5, 12)),
+        ("redgully", (3500, 4200), (12, 14), (9, 9)),
+        ("dustwillow", (3000, 3700), (16, 19), (8, 8)),
+        ("whitefell", (3700, 4300), (14, 17), (9, 9)),
+        ("frostpine", (2500, 3000), (12, 15), (8, 8)),
     ],
 )
 def test_built_in_circuits_keep_their_promises(name, length, radius, width):
@@ -65,8 +79,86 @@ def test_built_in_circuits_keep_their_promises(name, length, radius, width):
 
 
 def test_every_built_in_circuit_is_tested_and_one_is_the_default():
-    assert len(BUILT_IN) == 7
+    assert len(BUILT_IN) == 19
     assert DEFAULT in BUILT_IN
+
+
+def surfaces(track: Track, columns: slice) -> dict[str, float]:
+    """The part of a circuit's length that has each surface, for its road or its verge."""
+    rows = np.asarray(track.ground[:, columns])
+    named = {name: np.float32(list(vars(ground).values())) for name, ground in SURFACES.items()}
+    parts = {name: float((rows == row).all(axis=1).mean()) for name, row in named.items()}
+    return {name: part for name, part in parts.items() if part > 0.0}
+
+
+def test_circuits_are_grouped_by_their_road():
+    assert list(GROUPS) == ["asphalt", "dirt", "snow"]
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(BUILT_IN)
+    assert len(GROUPS["asphalt"]) == 15
+    assert GROUPS["dirt"] == ("redgully", "dustwillow")
+    assert GROUPS["snow"] == ("whitefell", "frostpine")
+    for name in BUILT_IN:
+        track = load_circuit(name)
+        road, verge = surfaces(track, ROAD), surfaces(track, VERGE)
+        if name in GROUPS["asphalt"]:
+            assert road.get("asphalt", 0.0) > 0.5 and set(road) <= {"asphalt", "damp"}
+            assert verge.get("grass", 0.0) > 0.5 and set(verge) <= {"grass", "gravel_trap"}
+        elif name in GROUPS["dirt"]:
+            assert (road, verge) == ({"dirt": 1.0}, {"grass": 1.0})
+        else:
+            assert (road, verge) == ({"snow": 1.0}, {"deep_snow": 1.0})
+
+
+def test_the_first_seven_are_dry_asphalt_between_meadows_without_kerbs():
+    # What was recorded on them stays comparable.
+    for name in BUILT_IN[:7]:
+        track = load_circuit(name)
+        assert surfaces(track, ROAD) == {"asphalt": 1.0}
+        assert surfaces(track, VERGE) == {"grass": 1.0}
+        assert float(track.kerb) == 0.0
+
+
+def test_some_circuits_change_on_the_way():
+    assert 0.25 < surfaces(load_circuit("fernhollow"), ROAD)["damp"] < 0.4
+    assert 0.15 < surfaces(load_circuit("foxglove"), VERGE)["gravel_trap"] < 0.4
+    assert float(load_circuit("foxglove").kerb) == 1.0
+
+
+def test_surfaces_of_a_corner_hold_from_the_end_of_the_corner_before():
+    square = [Corner(x, y, 40.0, 12.0) for x, y in ((300, 0), (300, 300), (0, 300), (0, 0))]
+    road = ("dirt", "ice", "snow", "asphalt")
+    track = draw(square, 5.0, road=road)
+    grip = np.asarray(track.ground[:, 0])
+    # All four sides are alike, the start is in the middle of the first.
+    expected = [SURFACES[name].grip for name in road]
+    np.testing.assert_allclose(grip[0], expected[0])
+    changes = np.flatnonzero(np.diff(grip)) + 1
+    assert len(changes) == 4
+    np.testing.assert_allclose(grip[changes], [*expected[1:], expected[0]])
+    # The bends, all to the left, have just ended there.
+    curvature = columns(track)[:, CURVATURE]
+    assert np.all(np.abs(curvature[changes]) < 0.1 / 40.0)
+    assert np.all(curvature[changes - 10] > 0.1 / 40.0)
+
+
+@pytest.mark.parametrize("name", [name for name in BUILT_IN if name != "ribbon"])
+def test_built_in_circuits_keep_their_distance_from_themselves(name):
+    """Walls never cross: parts of the road are two roads and run-offs apart, or half the way."""
+    track = load_circuit(name)
+    values = columns(track)[::2]
+    s = np.arange(len(values)) * float(track.length) / len(values)
+    way = np.abs(s[:, None] - s)
+    way = np.minimum(way, float(track.length) - way)
+    distance = np.hypot(*(values[:, None, :2] - values[:, :2]).transpose(2, 0, 1))
+    clearance = values[:, WALL_LEFT].max() + values[:, WALL_RIGHT].max()
+    assert np.all(distance >= np.minimum(clearance, 0.5 * way))
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_designs_name_one_surface_or_one_per_corner(name):
+    design = DESIGNS[name]
+    for names in (design.road, design.verge):
+        assert isinstance(names, str) or len(names) == len(design.corners)
 
 
 def test_circuits_turn_once_and_the_figure_of_eight_not_at_all():
@@ -74,10 +166,13 @@ def test_circuits_turn_once_and_the_figure_of_eight_not_at_all():
     assert turns["ribbon"] == pytest.approx(0.0, abs=2e-3)
     assert turns["copperbowl"] == pytest.approx(1.0, abs=2e-3)
     assert turns[DEFAULT] == pytest.approx(-1.0, abs=2e-3)
+    for name in set(BUILT_IN) - {"ribbon"}:
+        assert abs(turns[name]) == pytest.approx(1.0, abs=2e-3), name
 
 
-def test_street_walls_are_close():
-    values = columns(load_circuit("saltmarket"))
+@pytest.mark.parametrize("name", ["saltmarket", "quayside"])
+def test_street_walls_are_close(name):
+    values = columns(load_circuit(name))
     np.testing.assert_allclose(values[:, WALL_LEFT] - values[:, WIDTH_LEFT], 0.5, atol=1e-5)
     np.testing.assert_allclose(values[:, WALL_RIGHT] - values[:, WIDTH_RIGHT], 0.5, atol=1e-5)
 

@@ -27,9 +27,9 @@ def circle_points(radius):
     return radius * np.column_stack([np.cos(angle), np.sin(angle)])
 
 
-def flat_track(points):
+def flat_track(points, **ground):
     width = np.full(len(points), 5.0)
-    return make_track(points, width, width, smoothing=1e-6)
+    return make_track(points, width, width, smoothing=1e-6, **ground)
 
 
 def stadium_points():
@@ -43,7 +43,7 @@ def stadium_points():
 
 def frictionless(track):
     """The same circuit without rolling resistance."""
-    return track.replace(road=track.road.replace(rolling=jnp.float32(0.0)))
+    return track.replace(ground=track.ground.at[:, 3].set(0.0))
 
 
 def plain(car, **torques):
@@ -61,7 +61,8 @@ def plain(car, **torques):
 
 
 def roll(track):
-    return track.replace(nodes=jnp.roll(track.nodes, -ROLLED, axis=0))
+    nodes, ground = (jnp.roll(rows, -ROLLED, axis=0) for rows in (track.nodes, track.ground))
+    return track.replace(nodes=nodes, ground=ground)
 
 
 def with_torque(car, factor):
@@ -287,6 +288,34 @@ def test_a_displaced_circle_is_a_circle(cases):
     alone = reference_lap(car, frictionless(flat_track(circle_points(radius))))
     np.testing.assert_allclose(lap.speed, alone.speed[0], rtol=2e-3)
     assert float(lap.lap_time) == pytest.approx(float(alone.lap_time), rel=1e-3)
+
+
+def test_a_road_of_several_surfaces_is_driven_by_what_lies_there(cases):
+    car, points = cases["gt3"][0], circle_points(RADIUS)
+    plain = {
+        name: reference_lap(car, flat_track(points, road=name))
+        for name in ("asphalt", "damp", "wet")
+    }
+    speeds = {name: float(lap.speed[0]) for name, lap in plain.items()}
+    assert speeds["wet"] < 0.9 * speeds["damp"] < 0.85 * speeds["asphalt"]
+
+    # Two surfaces are exact: the wet half, entered by braking and left at its limit, is driven as
+    # a wet circle, and the dry one as a dry circle as soon as the car has its speed.
+    two = reference_lap(car, flat_track(points, road=["wet"] * 200 + ["asphalt"] * 200))
+    half = NUM_NODES // 2
+    np.testing.assert_allclose(two.speed[:half], plain["wet"].speed[:half], rtol=1e-4)
+    assert np.all(two.speed[half + 1 :] > speeds["wet"])
+    assert float(two.speed.max()) == pytest.approx(speeds["asphalt"], rel=2e-3)
+    assert plain["asphalt"].lap_time < two.lap_time < plain["wet"].lap_time
+    # In between the car accelerates and brakes no harder than it can on the dry half.
+    square = two.speed**2 / 2.0
+    gain = (jnp.roll(square, -1) - square) / (2.0 * np.pi * RADIUS / NUM_NODES)
+    assert -15.0 < float(gain.min()) < -3.0 and 1.0 < float(gain.max()) < 10.0
+
+    # Of three, the middle one's limit is found between the others' to a percent.
+    road = ["damp"] * 200 + ["wet"] * 100 + ["asphalt"] * 100
+    three = reference_lap(car, flat_track(points, road=road))
+    assert float(three.speed[300]) == pytest.approx(speeds["damp"], rel=0.01)
 
 
 @jax.jit

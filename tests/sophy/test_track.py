@@ -1,6 +1,10 @@
 """The geometry of circuits: closed forms on circles, and accuracy on every circuit there is."""
 
+import copy
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +15,8 @@ from scipy.interpolate import splev
 from projects.sophy.circuits import BUILT_IN, load_circuit
 from projects.sophy.circuits.built_in import DESIGNS
 from projects.sophy.circuits.outline import SMOOTHING, trace
+from projects.sophy.surfaces import SURFACES
+from projects.sophy.time_trial import TimeTrial, TimeTrialConfig
 from projects.sophy.track import (
     NUM_NODES,
     CircuitError,
@@ -22,11 +28,13 @@ from projects.sophy.track import (
     make_track,
     node_stations,
     project,
+    resurface,
     select_track,
     stack_tracks,
     surface_at,
     wrap_difference,
 )
+from projects.sophy.tyre import Ground
 
 REAL_CIRCUITS = Path(__file__).parents[2].parent / "shared/data/racetracks"
 SPECS = [*BUILT_IN, *(str(path) for path in sorted(REAL_CIRCUITS.glob("*.csv")))]
@@ -38,18 +46,24 @@ locate_all = jax.jit(jax.vmap(locate, in_axes=(None, 0)))
 offset_all = jax.jit(jax.vmap(lateral_offset))
 
 
+@jax.jit
+@functools.partial(jax.vmap, in_axes=(None, 0, None))
+def grounds(track: Track, s: jax.Array, n: jax.Array) -> Ground:
+    """What lies at arc lengths [B] and lateral offsets [K]; leaves [B, K]."""
+    return surface_at(at(track, s), n)
+
+
 @pytest.fixture(scope="module")
 def tracks() -> dict[str, Track]:
     return {spec: load_circuit(spec) for spec in SPECS}
 
 
-def circle(radius: float, runoff: float = 5.0, direction: float = 1.0) -> Track:
+def circle(radius: float, runoff: float = 5.0, direction: float = 1.0, **ground) -> Track:
     """From (radius, 0), 4 m to the left and 6 m to the right white line; direction 1 turns left."""
     angle = direction * 2.0 * np.pi * np.arange(400) / 400
     centre = radius * np.column_stack([np.cos(angle), np.sin(angle)])
-    return make_track(
-        centre, np.full(400, 6.0), np.full(400, 4.0), runoff=np.full(400, runoff), smoothing=0.0
-    )
+    right, left, space = (np.full(400, width) for width in (6.0, 4.0, runoff))
+    return make_track(centre, right, left, runoff=space, smoothing=0.0, **ground)
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +141,130 @@ def test_wrap_difference_goes_the_short_way(ring):
 
 def test_wheels_stand_on_the_road_up_to_the_white_lines(ring):
     point = point_at(ring, jnp.float32(10.0))
-    surface = surface_at(point, jnp.array([0.0, 3.99, 4.01, -5.99, -6.01]))
-    np.testing.assert_allclose(surface.grip, [1.0, 1.0, 0.45, 1.0, 0.45])
-    np.testing.assert_allclose(surface.rolling, [0.013, 0.013, 0.08, 0.013, 0.08])
+    ground = surface_at(point, jnp.array([0.0, 3.99, 4.01, -5.99, -6.01]))
+    np.testing.assert_allclose(ground.grip, [1.0, 1.0, 0.45, 1.0, 0.45])
+    np.testing.assert_allclose(ground.peak_slip, [1.0, 1.0, 1.8, 1.0, 1.8])
+    np.testing.assert_allclose(ground.shape, [1.0, 1.0, 0.75, 1.0, 0.75])
+    np.testing.assert_allclose(ground.rolling, [0.013, 0.013, 0.08, 0.013, 0.08])
+    np.testing.assert_array_equal(ground.water, 0.0)
+
+
+def test_kerbs_lie_between_the_white_lines_and_the_verge():
+    point = point_at(circle(100.0, verge="gravel_trap", kerb=1.5), jnp.float32(10.0))
+    ground = surface_at(point, jnp.array([3.99, 4.01, 5.49, 5.51, -5.99, -6.01, -7.49, -7.51]))
+    grip = [1.0, 0.95, 0.95, 0.5]
+    rolling = [0.013, 0.015, 0.015, 0.25]
+    np.testing.assert_allclose(ground.grip, grip * 2)
+    np.testing.assert_allclose(ground.rolling, rolling * 2)
+
+
+def test_the_kerb_of_a_wet_road_is_wet():
+    point = point_at(circle(100.0, road="wet", kerb=1.0), jnp.float32(10.0))
+    kerb = surface_at(point, jnp.float32(4.5))
+    assert float(kerb.grip) == pytest.approx(0.95 * 0.6)
+    assert float(kerb.peak_slip) == pytest.approx(1.1)
+    assert float(kerb.water) == 1.0
+
+
+@pytest.mark.parametrize("name", SURFACES)
+def test_every_surface_can_be_road_and_verge(name):
+    point = point_at(circle(100.0, road=name, verge=name), jnp.float32(10.0))
+    for ground in (point.road, point.verge):
+        for field, value in vars(SURFACES[name]).items():
+            assert float(getattr(ground, field)) == pytest.approx(value), field
+    # The tyre's curve must keep its shape, whose factor Q it cuts at 1.05, for a Q of 1.6.
+    assert 0.0 < SURFACES[name].grip <= 1.0
+    assert SURFACES[name].shape * 1.6 > 1.05
+
+
+def test_surfaces_change_along_the_circuit_and_around_the_line():
+    # Of 400 points the first hundred and the last fifty are wet: 270 to 360 and 0 to 90 degrees.
+    road = ["wet"] * 100 + ["asphalt"] * 250 + ["wet"] * 50
+    verge = ["gravel_trap"] * 200 + ["grass"] * 200
+    track = circle(100.0, road=road, verge=verge)
+    length = float(track.length)
+    # A surface begins at the first node from its point on, nodes are 0.3 m apart.
+    part = np.array([0.1, 0.2499, 0.2505, 0.4, 0.4999, 0.5005, 0.8749, 0.8755, 0.9999])
+    wet = np.array([1, 1, 0, 0, 0, 0, 0, 1, 1], bool)
+    trap = np.array([1, 1, 1, 1, 1, 0, 0, 0, 0], bool)
+    for laps in (-1.0, 0.0, 2.0):  # s wraps
+        found = grounds(track, jnp.asarray((part + laps) * length), jnp.array([1.0, 5.0]))
+        np.testing.assert_allclose(found.grip[:, 0], np.where(wet, 0.6, 1.0))
+        np.testing.assert_array_equal(found.water[:, 0], wet)
+        np.testing.assert_allclose(found.grip[:, 1], np.where(trap, 0.5, 0.45))
+        np.testing.assert_array_equal(found.water[:, 1], 0.0)
+
+
+def test_surfaces_of_duplicate_points_are_dropped_with_them():
+    angle = 2.0 * np.pi * np.arange(60) / 60
+    centre = 80.0 * np.column_stack([np.cos(angle), np.sin(angle)])
+    names = ["dirt"] * 20 + ["asphalt"] * 40
+    plain = make_track(centre, np.full(60, 5.0), np.full(60, 5.0), road=names)
+    doubled = np.repeat(centre, 2, axis=0)
+    track = make_track(
+        doubled, np.full(120, 5.0), np.full(120, 5.0), road=list(np.repeat(names, 2))
+    )
+    np.testing.assert_array_equal(track.ground, plain.ground)
+    assert 0.3 < float(jnp.mean(track.ground[:, 0] < 1.0)) < 0.36  # a third is dirt
+
+
+def test_another_surface_for_the_whole_road():
+    track = circle(100.0, road=["damp"] * 100 + ["asphalt"] * 300, kerb=1.0)
+    snowy = resurface(track, "snow")
+    found = grounds(snowy, jnp.array([10.0, 300.0]), jnp.array([0.0, 4.5, 6.0]))
+    np.testing.assert_allclose(found.grip, [[0.35, 0.95 * 0.35, 0.45]] * 2)
+    np.testing.assert_allclose(found.rolling, [[0.03, 0.03, 0.08]] * 2)
+    np.testing.assert_array_equal(snowy.nodes, track.nodes)
+    assert resurface(circle(100.0), "asphalt").ground.tobytes() == circle(100.0).ground.tobytes()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda name: circle(100.0, road=name),
+        lambda name: resurface(circle(100.0), name),
+        lambda name: TimeTrial(TimeTrialConfig(surface=name)),
+    ],
+)
+def test_unknown_surfaces_are_refused_with_the_likely_one(make):
+    with pytest.raises(CircuitError) as error:
+        make("Asfalt")
+    assert str(error.value) == (
+        "unknown surface 'Asfalt' (did you mean 'asphalt'?): allowed are " + ", ".join(SURFACES)
+    )
+    with pytest.raises(CircuitError, match=r"^unknown surface 'quartz': allowed are asphalt, damp"):
+        make("quartz")
+
+
+def test_a_time_trial_is_driven_on_the_surface_it_names():
+    dry, wet = (TimeTrial(TimeTrialConfig(surface=name)) for name in ("", "wet"))
+    assert float(wet.track.ground[0, 0]) == pytest.approx(0.6)
+    assert wet.reference.lap_time > 1.15 * dry.reference.lap_time
+
+    @jax.jit
+    def lost(track: Track) -> jax.Array:
+        """Speed that full brakes take in a second, from the same start at 19.6 m/s."""
+        env = copy.copy(dry)
+        env.track = track
+        state = env.reset(jax.random.key(3))
+        braked = jax.lax.fori_loop(
+            0, 10, lambda _, state: env.step(state, jnp.array([0.0, -1.0])), state
+        )
+        return state.pipeline_state.motion.velocity[0] - braked.pipeline_state.motion.velocity[0]
+
+    assert 0.5 < lost(wet.track) / lost(dry.track) < 0.75
+
+
+def test_bad_surfaces_of_points_and_kerbs_are_refused():
+    with pytest.raises(CircuitError, match=r"^point 7: unknown surface 'gras' \(.* 'grass'\?\)"):
+        circle(100.0, verge=["grass"] * 7 + ["gras"] * 393)
+    with pytest.raises(CircuitError, match=r"^3 surfaces for 400 points; one for all or one per"):
+        circle(100.0, road=["dirt"] * 3)
+    for kerb in (-1.0, np.nan, np.inf):
+        with pytest.raises(
+            CircuitError, match=r"^the kerb's width must be finite and not negative"
+        ):
+            circle(100.0, kerb=kerb)
 
 
 def test_run_off_ends_before_the_centre_of_curvature():
@@ -265,6 +400,7 @@ def test_figure_of_eight_crosses_itself(tracks):
 def test_stacked_circuits_are_one_batch(tracks):
     stack = stack_tracks([tracks[name] for name in BUILT_IN])
     assert stack.nodes.shape == (len(BUILT_IN), NUM_NODES, 18)
+    assert stack.ground.shape == (len(BUILT_IN), NUM_NODES, 10)
     index = jnp.array([3, 0, 5, 0])
     s = jnp.array([10.0, 500.0, -20.0, 1700.0])
 
@@ -280,9 +416,45 @@ def test_stacked_circuits_are_one_batch(tracks):
     np.testing.assert_allclose(one_each[0][3], alone[0][0], atol=2e-3)
 
 
+def test_circuits_of_a_stack_keep_their_surfaces():
+    damp = ["asphalt"] * 200 + ["damp"] * 200
+    stack = stack_tracks(
+        [
+            circle(100.0),
+            circle(60.0, road="dirt"),
+            circle(80.0, road=damp, verge="gravel_trap", kerb=1.0),
+            circle(90.0, road="snow", verge="deep_snow"),
+        ]
+    )
+    index = jnp.array([2, 0, 3, 1, 2])
+    s = jnp.array([400.0, 400.0, 400.0, -10.0, 100.0])
+    n = jnp.array([0.0, 4.5, 8.0])
+
+    def found(stack: Track) -> Ground:
+        each = jax.jit(jax.vmap(lambda i, s: surface_at(at(select_track(stack, i), s), n)))
+        return each(index, s)
+
+    grip = np.array([[0.8, 0.76, 0.5], [1, 0.45, 0.45], [0.35, 0.3, 0.3], [0.6, 0.45, 0.45]])
+    np.testing.assert_allclose(found(stack).grip, [*grip, [1.0, 0.95, 0.5]])
+    np.testing.assert_allclose(found(stack).water[:, 0], [0.5, 0.0, 0.0, 0.0, 0.0])
+    np.testing.assert_allclose(found(resurface(stack, "wet")).grip[:, 0], 0.6)
+    np.testing.assert_allclose(
+        found(resurface(stack, "wet")).grip[:, 2], [0.5, 0.45, 0.3, 0.45, 0.5]
+    )
+
+
 def test_selecting_copies_no_nodes(tracks):
     stack = stack_tracks([tracks["larkspur"], tracks["ribbon"]])
-    step = jax.jit(jax.vmap(lambda i, s: at(select_track(stack, i), s).position))
-    text = step.lower(jnp.zeros(64, jnp.int32), jnp.zeros(64)).compile().as_text()
-    assert text is not None and "f32[64,18]" in text
-    assert "f32[64,2048," not in text
+
+    def compiled(look: Callable[[Track, jax.Array], Any]) -> str:
+        step = jax.jit(jax.vmap(lambda i, s: look(select_track(stack, i), s)))
+        text = step.lower(jnp.zeros(64, jnp.int32), jnp.zeros(64)).compile().as_text()
+        assert text is not None
+        return text
+
+    surface = compiled(lambda track, s: surface_at(at(track, s), jnp.zeros(4)))
+    assert "f32[64,18]" in surface and "f32[64,10]" in surface
+    place = compiled(lambda track, s: at(track, s).position)
+    assert "f32[64,18]" in place
+    assert "f32[64,10]" not in place  # who asks for the geometry gathers no surfaces
+    assert "f32[64,2048," not in surface + place

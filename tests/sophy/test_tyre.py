@@ -112,3 +112,20 @@ def test_ground_scales_grip_and_moves_the_peak() -> None:
     dry, loose = tyres.peak(tyre, load, ASPHALT), tyres.peak(tyre, load, dirt)
     np.testing.assert_allclose(loose.force_x, 0.6 * dry.force_x, rtol=1e-6)
     np.testing.assert_allclose(loose.angle, 2.0 * dry.angle, rtol=1e-6)
+
+
+def test_wear_costs_grip_slowly_and_much_behind_the_cliff() -> None:
+    # 0.035 on the way to 1, then another 0.5 times the square of the wear beyond; half stays.
+    wear = jnp.array([0.0, 0.5, 1.0, 1.2, 1.5, 9.0])
+    expected = [1.0, 0.9825, 0.965, 1.0 - 0.042 - 0.02, 1.0 - 0.0525 - 0.125, 0.5]
+    np.testing.assert_allclose(tyres.worn(wear), expected, rtol=1e-6)
+    along = tyres.worn(jnp.linspace(0.0, 3.0, 200))
+    assert float(jnp.diff(along).max()) <= 0.0
+
+
+def test_water_gives_grip_back_by_the_tread() -> None:
+    tyre, load = load_car("gt3_fr").tyre, jnp.full(4, 3000.0)
+    wet = ASPHALT.replace(grip=0.6 * jnp.ones(4), water=0.5 * jnp.ones(4))
+    slick = tyres.peak(tyre, load, wet)
+    treaded = tyres.peak(tyre.replace(wet_gain=0.8 * jnp.ones(4)), load, wet)
+    np.testing.assert_allclose(treaded.force_y, 1.4 * slick.force_y, rtol=1e-6)

@@ -9,9 +9,14 @@ from projects.sophy.circuits.generate import generate_circuit
 from projects.sophy.circuits.outline import draw
 from projects.sophy.track import CircuitError, Track
 
-__all__ = ["BUILT_IN", "DEFAULT", "CircuitError", "load_circuit"]
+__all__ = ["BUILT_IN", "DEFAULT", "GROUPS", "CircuitError", "load_circuit"]
 
 BUILT_IN = tuple(DESIGNS)
+# Names of the built-in circuits by what their road is made of; one that is damp in part is asphalt.
+GROUPS: dict[str, tuple[str, ...]] = {
+    surface: tuple(name for name, design in DESIGNS.items() if surface in design.roads)
+    for surface in ("asphalt", "dirt", "snow")
+}
 DEFAULT = "larkspur"
 
 
@@ -22,7 +27,8 @@ def load_circuit(spec: str) -> Track:
     Raises `CircuitError`, whose one line says what is wrong where, and what is allowed.
     """
     if spec in DESIGNS:
-        return draw(DESIGNS[spec].corners, DESIGNS[spec].runoff)
+        design = DESIGNS[spec]
+        return draw(design.corners, design.runoff, design.road, design.verge, design.kerb)
     if spec.startswith("generated:"):
         seed = spec.removeprefix("generated:")
         if not re.fullmatch("[0-9]{1,18}", seed):

@@ -33,7 +33,7 @@ def generate_circuit(seed: int) -> Track:
     for _ in range(MAX_ATTEMPTS):
         corners = _round(random, _polygon(random))
         try:
-            centre, width = trace(corners)
+            centre, width, _ = trace(corners)
         except CircuitError:
             continue
         if _keeps_distance(centre, width.max() + 2.0 * RUNOFF):

@@ -5,6 +5,7 @@ is. The loop is closed by construction. The curvature of every corner rises line
 falls linearly (the symmetric spiral-curve-spiral of road design manuals).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,8 +59,9 @@ def bend_turns(vertices: np.ndarray) -> np.ndarray:
     return (np.roll(heading, -1) - heading + np.pi) % (2.0 * np.pi) - np.pi
 
 
-def trace(corners: list[Corner]) -> tuple[np.ndarray, np.ndarray]:
-    """Centre line [M, 2] and width [M] [m] of the circuit through `corners` in driving direction.
+def trace(corners: list[Corner]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Centre line [M, 2] and width [M] [m] of the circuit through `corners` in driving direction,
+    and to which corner each point [M] belongs: those of a bend and of the straight before it.
 
     It starts in the middle of the straight from the last corner to the first. Raises `CircuitError`
     for a corner that does not fit between its neighbours.
@@ -94,7 +96,9 @@ def trace(corners: list[Corner]) -> tuple[np.ndarray, np.ndarray]:
     starts = np.cumsum([len(piece) for piece in pieces])
     apexes = [arc[(starts[2 * i] + starts[2 * i + 1]) // 2] for i in range(len(corners))]
     width = np.interp(arc, apexes, [corner.width for corner in corners], period=arc[-1])
-    return centre, width
+    # A straight and a bend for each corner, and the rest of the straight before the first one.
+    owners = [*np.repeat(np.arange(len(corners)), 2), 0]
+    return centre, width, np.repeat(owners, [len(piece) for piece in pieces])
 
 
 def _straight(start: np.ndarray, end: np.ndarray) -> np.ndarray:
@@ -103,7 +107,29 @@ def _straight(start: np.ndarray, end: np.ndarray) -> np.ndarray:
     return start + np.linspace(0.0, 1.0, num, endpoint=False)[:, None] * (end - start)
 
 
-def draw(corners: list[Corner], runoff: float) -> Track:
-    """The circuit through `corners`, with walls `runoff` [m] outside the white lines."""
-    centre, width = trace(corners)
-    return make_track(centre, width / 2.0, width / 2.0, runoff=runoff, smoothing=SMOOTHING)
+def draw(
+    corners: list[Corner],
+    runoff: float,
+    road: str | Sequence[str] = "asphalt",
+    verge: str | Sequence[str] = "grass",
+    kerb: float = 0.0,
+) -> Track:
+    """The circuit through `corners`, with walls `runoff` [m] outside the white lines.
+
+    `road` and `verge` name surfaces, one for all or one per corner and the straight before it.
+    """
+    centre, width, corner = trace(corners)
+
+    def per_point(names: str | Sequence[str]) -> str | Sequence[str]:
+        return names if isinstance(names, str) else [names[int(i)] for i in corner]
+
+    return make_track(
+        centre,
+        width / 2.0,
+        width / 2.0,
+        runoff=runoff,
+        smoothing=SMOOTHING,
+        road=per_point(road),
+        verge=per_point(verge),
+        kerb=kerb,
+    )
