@@ -6,12 +6,14 @@ quasi-steady-state driver of the centre line.
 Shapes: T samples of a drive, N points of an outline or a profile; wheels are FL FR RL RR.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 import numpy as np
 
 from core_rl.errors import UserError
+
+UNKNOWN = "unknown"  # a surface without a name
 
 
 class DriveError(UserError):
@@ -44,18 +46,18 @@ class Drive:
     def __post_init__(self) -> None:
         width = {"position": 2, "acceleration": 2, "slip_ratio": 4, "slip_angle": 4, "load": 4}
         num_samples = len(np.atleast_1d(self.time))
-        for field in fields(self)[:-1]:
-            values = np.asarray(getattr(self, field.name))
-            shape = (num_samples, width[field.name]) if field.name in width else (num_samples,)
+        for entry in fields(self)[:-1]:
+            values = np.asarray(getattr(self, entry.name))
+            shape = (num_samples, width[entry.name]) if entry.name in width else (num_samples,)
             if values.shape != shape or num_samples == 0:
                 raise DriveError(
-                    f"drive.{field.name} has shape {values.shape}, must be {shape} "
+                    f"drive.{entry.name} has shape {values.shape}, must be {shape} "
                     "with at least 1 sample"
                 )
             if not np.all(np.isfinite(values)):
                 bad = int(np.argwhere(~np.isfinite(values))[0][0])
-                raise DriveError(f"drive.{field.name} is not finite at sample {bad}")
-            object.__setattr__(self, field.name, values)
+                raise DriveError(f"drive.{entry.name} is not finite at sample {bad}")
+            object.__setattr__(self, entry.name, values)
         if np.any(np.diff(self.time) <= 0):
             bad = int(np.argmax(np.diff(self.time) <= 0)) + 1
             raise DriveError(f"drive.time must increase, does not at sample {bad}")
@@ -72,6 +74,35 @@ class CircuitOutline:
     wall_left: np.ndarray  # [N, 2] [m]
     wall_right: np.ndarray  # [N, 2] [m]
     length: float  # [m]
+    # Surfaces by name, [N], each from its point to the next; [] for one all round.
+    road: np.ndarray = field(default_factory=lambda: np.array("asphalt"))
+    verge: np.ndarray = field(default_factory=lambda: np.array("grass"))
+    kerb: float = 0.0  # [m] width of the kerbs outside the white lines
+
+    def __post_init__(self) -> None:
+        for name in ("road", "verge"):
+            surfaces = np.asarray(getattr(self, name))
+            if surfaces.shape not in ((), np.shape(self.s)):
+                raise DriveError(
+                    f"outline.{name} has shape {surfaces.shape}, must be () or {np.shape(self.s)}"
+                )
+            object.__setattr__(self, name, np.broadcast_to(surfaces, np.shape(self.s)))
+
+
+def surface_patches(names: np.ndarray) -> tuple[str, list[tuple[str, np.ndarray]]]:
+    """The most common of the surfaces [N] of a closed circuit, and the stretches of the others.
+
+    A stretch is its surface and its points [K], up to the first of what follows.
+    """
+    values, counts = np.unique(names, return_counts=True)
+    most = str(values[np.argmax(counts)])
+    starts = np.flatnonzero(names != np.roll(names, 1))
+    ends = np.append(starts[1:], starts[:1] + len(names))
+    return most, [
+        (str(names[first]), np.arange(first, last + 1) % len(names))
+        for first, last in zip(starts, ends, strict=True)
+        if names[first] != most
+    ]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from core_rl.env import State, named_obs
 from core_rl.policy import Policy
 from core_rl.types import Key
 from projects.sophy import track as tracks
-from projects.sophy.drive import CircuitOutline, Drive, ReferenceProfile
+from projects.sophy.drive import UNKNOWN, CircuitOutline, Drive, ReferenceProfile
+from projects.sophy.surfaces import SURFACES
 from projects.sophy.time_trial import CONTROL_STEP, DriveState, TimeTrial
 from projects.sophy.track import Track
 
@@ -153,6 +154,9 @@ def shorten(drive: Drive, num_laps: int) -> Drive:
 
 def outline_of(track: Track) -> CircuitOutline:
     """The circuit as polylines through its nodes."""
+    ground = jax.device_get(
+        jax.lax.dynamic_slice_in_dim(track.ground, track.first, tracks.NUM_NODES)
+    )
     s = tracks.node_stations(track)
     point = jax.device_get(jax.vmap(tracks.at, in_axes=(None, 0))(track, s))
     left = np.stack([-point.tangent[:, 1], point.tangent[:, 0]], axis=-1)
@@ -164,7 +168,18 @@ def outline_of(track: Track) -> CircuitOutline:
         wall_left=point.position + point.wall_left[:, None] * left,
         wall_right=point.position - point.wall_right[:, None] * left,
         length=float(track.length),
+        road=_surface_names(ground[:, tracks.ROAD]),
+        verge=_surface_names(ground[:, tracks.VERGE]),
+        kerb=float(track.kerb),
     )
+
+
+def _surface_names(ground: np.ndarray) -> np.ndarray:
+    """Names [N] of the surfaces with the numbers [N, 5]; UNKNOWN for numbers that none has."""
+    known = np.array([dataclasses.astuple(surface) for surface in SURFACES.values()])
+    distance = np.abs(ground[:, None] - known).max(axis=-1)
+    names = np.array(list(SURFACES))[distance.argmin(axis=-1)]
+    return np.where(distance.min(axis=-1) < 1e-3, names, UNKNOWN)
 
 
 def profile_of(env: TimeTrial) -> ReferenceProfile:

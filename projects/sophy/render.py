@@ -4,9 +4,9 @@ Figures show km/h, degrees and g; everything else is SI and radians. They are bu
 objects with the Agg canvas, without the global state of pyplot.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -28,7 +28,9 @@ from projects.sophy.drive import (
     progress,
     reference_delta,
     show_time,
+    surface_patches,
 )
+from projects.sophy.replay import is_bright, paint_of
 from projects.sophy.replay import replay_html as replay_html
 
 GRAVITY = 9.80665  # [m/s^2] standard gravity, only for showing accelerations in g
@@ -36,7 +38,7 @@ KILOMETRES_PER_HOUR = 3.6  # per m/s
 
 # Okabe and Ito, "Color Universal Design" (2008): told apart with any colour vision.
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-INK, MUTED, GRID, ASPHALT, VERGE = "#16202b", "#5b6775", "#e3e7ec", "#343a42", "#e4e8e1"
+INK, MUTED, GRID = "#16202b", "#5b6775", "#e3e7ec"
 LABEL = {"color": INK, "fontsize": 8.5}
 LEGEND = {"frameon": False, "fontsize": 8, "ncols": 4, "borderaxespad": 0, "handlelength": 1.6}
 # The darkest third of viridis cannot be seen on asphalt.
@@ -74,6 +76,11 @@ def _runs(flags: np.ndarray) -> list[tuple[int, int]]:
     """First and last index of every run of true."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], flags.astype(bool), [False]])))
     return [(int(a), int(b) - 1) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _norm(vectors: np.ndarray) -> np.ndarray:
+    """Lengths [N, 1] of vectors [N, 2]."""
+    return np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def _ring(outer: np.ndarray, inner: np.ndarray) -> Outline:
@@ -125,6 +132,51 @@ def _draw_speed(axes: Axes, drive: Drive, stretch: _Stretch, reference: Referenc
     axes.set_ylim(bottom=0)
 
 
+def _draw_ground(
+    axes: Axes, outline: CircuitOutline, place: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    """Verge, kerbs and road, each surface in its colour; the usual ones need no label."""
+    labelled = {"asphalt", "grass"}
+
+    def fill(band: Outline, surface: str, **edge: Any) -> None:
+        label = None if surface in labelled else surface.replace("_", " ")
+        labelled.add(surface)
+        colour = paint_of(surface).light
+        axes.add_patch(PathPatch(band, facecolor=colour, label=label, **{"linewidth": 0, **edge}))
+
+    def cover(names: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
+        surface, patches = surface_patches(names)
+        fill(_ring(left, right), surface)
+        for name, points in patches:
+            fill(Outline(np.concatenate([left[points], right[points[::-1]]])), name)
+
+    def edge_of(surface: str) -> dict[str, Any]:
+        bright = is_bright(paint_of(surface).light)
+        return {"color": "#46515d", "lw": 0.9} if bright else {"color": "#9aa2ab", "lw": 0.5}
+
+    left, right = place(outline.left), place(outline.right)
+    wall_left, wall_right = place(outline.wall_left), place(outline.wall_right)
+    cover(outline.verge, wall_left, wall_right)
+    wall = {"color": "#b7bfb2", "lw": 0.6}
+    axes.add_patch(PathPatch(_ring(wall_left, wall_right), fill=False, **wall))
+    if outline.kerb > 0:
+        centre = place(outline.centre)
+        outer = [
+            line
+            + (line - centre) / _norm(line - centre) * np.minimum(outline.kerb, _norm(end - line))
+            for line, end in ((left, wall_left), (right, wall_right))
+        ]
+        # However wide the kerbs are, half a point of them shows.
+        fill(_ring(*outer), "kerb", edgecolor=paint_of("kerb").light, linewidth=1.0)
+    cover(outline.road, left, right)
+    surface, patches = surface_patches(outline.road)
+    axes.add_patch(PathPatch(_ring(left, right), fill=False, **edge_of(surface)))
+    for name, points in patches:
+        if edge_of(name) != edge_of(surface):
+            for line in (left, right):
+                axes.plot(*line[points].T, **edge_of(name))
+
+
 def _draw_map(
     axes: Axes,
     outline: CircuitOutline,
@@ -144,10 +196,7 @@ def _draw_map(
     extent = float(np.max(high - low))
     axes.set_aspect("equal")
     axes.axis("off")
-    band = _ring(place(outline.wall_left), place(outline.wall_right))
-    axes.add_patch(PathPatch(band, facecolor=VERGE, edgecolor="#b7bfb2", linewidth=0.6))
-    band = _ring(left, right)
-    axes.add_patch(PathPatch(band, facecolor=ASPHALT, edgecolor="#9aa2ab", linewidth=0.5))
+    _draw_ground(axes, outline, place)
 
     line = place(drive.position)
     shown = line[stretch.part]
@@ -163,6 +212,8 @@ def _draw_map(
     )
     coloured.set_array((speed[1:] + speed[:-1]) / 2)
     axes.add_collection(coloured)
+    if any(is_bright(paint_of(name).light) for name in np.unique(outline.road)):
+        axes.plot(*shown.T, color=INK, linewidth=3.0, solid_capstyle="round", zorder=3.9)
     if len(shown) == 1:
         axes.plot(*shown[0], "o", color=BLUE, markersize=6, zorder=5)
 
@@ -274,7 +325,11 @@ def track_map(
     bar.outline.set_visible(False)  # type: ignore[union-attr]
     handles, names = upper.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, names, **LEGEND, loc="upper right", bbox_to_anchor=(0.99, 0.985))
+        legend = figure.legend(
+            handles, names, **LEGEND, loc="upper right", bbox_to_anchor=(0.99, 0.985)
+        )
+        for swatch in legend.get_patches():  # snow is as white as the page
+            swatch.set(edgecolor=MUTED, linewidth=0.5)
     _draw_speed(lower, drive, stretch, reference)
     lower.set_xlim(0, outline.length)
     lower.set_xlabel("arc length [m]", **LABEL)
@@ -383,7 +438,7 @@ def _axle(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw_width(axes: Axes, outline: CircuitOutline) -> None:
-    """The asphalt on either side of the centre line, behind the driven offset."""
+    """The road on either side of the centre line, behind the driven offset."""
     left = np.linalg.norm(outline.left - outline.centre, axis=1)
     right = np.linalg.norm(outline.right - outline.centre, axis=1)
     axes.fill_between(outline.s, -right, left, color=GRID, linewidth=0, zorder=0)

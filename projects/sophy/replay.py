@@ -2,22 +2,55 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
 
 from projects.sophy.drive import (
+    UNKNOWN,
     CircuitOutline,
     Drive,
     DriveError,
     ReferenceProfile,
     reference_delta,
     split_laps,
+    surface_patches,
 )
 
 REPLAY_INTERVAL = 0.1  # [s] the page interpolates between samples this far apart
 OUTLINE_TOLERANCE = 0.05  # [m] how far a thinned edge may leave the given one
+
+
+class Paint(NamedTuple):
+    """The colour of a surface, as #rrggbb."""
+
+    light: str  # in pictures and on a light page
+    dark: str  # on a dark page
+
+
+PALETTE = {
+    "asphalt": Paint("#343a42", "#39414a"),
+    "damp": Paint("#1b4272", "#21466f"),
+    "wet": Paint("#0b3f92", "#15478f"),
+    "kerb": Paint("#c8372d", "#b5382f"),
+    "grass": Paint("#dde2d9", "#20272c"),
+    "gravel_trap": Paint("#e2cf9c", "#6b6044"),
+    "dirt": Paint("#62412a", "#5c422f"),
+    "snow": Paint("#fafcfe", "#d3dce4"),
+    "deep_snow": Paint("#c3d3e2", "#4c5a68"),
+    "ice": Paint("#b5e0f2", "#8fc3da"),
+    UNKNOWN: Paint("#8d949b", "#6b737b"),
+}
+
+
+def paint_of(surface: str) -> Paint:
+    return PALETTE.get(surface, PALETTE[UNKNOWN])
+
+
+def is_bright(colour: str) -> bool:
+    """Whether lines on the colour must be dark; of the primaries, green makes most of the light."""
+    return int(colour[3:5], 16) > 128
 
 
 def _thin_line(points: np.ndarray, tolerance: float) -> np.ndarray:
@@ -92,6 +125,22 @@ def _car_record(
     }
 
 
+def _surface_record(names: np.ndarray, left: np.ndarray, right: np.ndarray) -> dict[str, Any]:
+    """The surface between two edges, and the edges of the stretches where it is another one."""
+    surface, patches = surface_patches(names)
+
+    def edge(line: np.ndarray) -> list[float]:
+        return _numbers(line[_thin_line(line, OUTLINE_TOLERANCE)], 2)
+
+    return {
+        "surface": surface,
+        "patches": [
+            {"surface": name, "left": edge(left[points]), "right": edge(right[points])}
+            for name, points in patches
+        ],
+    }
+
+
 def replay_html(
     outline: CircuitOutline, drives: dict[str, Drive], reference: ReferenceProfile, title: str
 ) -> str:
@@ -105,6 +154,7 @@ def replay_html(
     for side in ("left", "right", "wall_left", "wall_right"):
         points = getattr(outline, side)
         edges[side] = _numbers(points[_thin_line(points, OUTLINE_TOLERANCE)], 2)
+    surfaces = dict.fromkeys([*outline.road, *outline.verge, "kerb"])
     every = slice(None, None, max(1, len(reference.s) // 400))
     ahead = outline.centre[1] - outline.centre[0]
     data = {
@@ -113,7 +163,11 @@ def replay_html(
             "start": _numbers(np.concatenate([outline.left[0], outline.right[0]]), 2),
             "start_heading": round(float(np.arctan2(ahead[1], ahead[0])), 3),
             **edges,
+            "road": _surface_record(outline.road, outline.left, outline.right),
+            "verge": _surface_record(outline.verge, outline.wall_left, outline.wall_right),
+            "kerb": round(float(outline.kerb), 2),
         },
+        "palette": {name: paint_of(name) for name in surfaces},
         "reference": {
             "lap_time": round(float(reference.lap_time), 3),
             "s": _numbers(reference.s[every], 1),

@@ -9,11 +9,22 @@ import json
 import re
 from dataclasses import fields, replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.patches import PathPatch
 from PIL import Image
 
-from projects.sophy.drive import DriveError, best_lap, reference_delta, split_laps
+from projects.sophy.circuits import load_circuit
+from projects.sophy.drive import (
+    DriveError,
+    best_lap,
+    reference_delta,
+    split_laps,
+    surface_patches,
+)
+from projects.sophy.laps import outline_of
 from projects.sophy.render import (
     CircuitOutline,
     Drive,
@@ -23,6 +34,9 @@ from projects.sophy.render import (
     telemetry,
     track_map,
 )
+from projects.sophy.replay import PALETTE, is_bright
+from projects.sophy.surfaces import SURFACES
+from projects.sophy.track import NUM_NODES, ROAD
 
 NUM_POINTS = 600
 GRIP = 12.0  # [m/s^2]
@@ -422,3 +436,203 @@ def test_thinned_edges_stay_within_their_tolerance(
         foot = start + np.clip(along, 0, 1)[:, None] * step
         # 5 cm, and half a centimetre of rounding in each coordinate.
         assert np.min(np.linalg.norm(point - foot, axis=1)) < 0.05 + 0.0071
+
+
+def surfaced(outline: CircuitOutline) -> CircuitOutline:
+    """Snow with ice in two places, one over the start line; deep snow, a trap and kerbs beside."""
+    i = np.arange(NUM_POINTS)
+    icy = (100 <= i) & (i < 150) | (i < 20) | (i >= NUM_POINTS - 30)
+    road = np.where(icy, "ice", "snow")
+    verge = np.where((300 <= i) & (i < 400), "gravel_trap", "deep_snow")
+    return replace(outline, road=road, verge=verge, kerb=1.5)
+
+
+def colour_at(pixels: np.ndarray, place, point: np.ndarray) -> tuple[int, ...]:
+    x, y = place(point)
+    return tuple(int(value) for value in pixels[len(pixels) - 1 - int(y), int(x), :3])
+
+
+def rgb(surface: str) -> tuple[int, ...]:
+    return tuple(round(255 * value) for value in to_rgb(PALETTE[surface].light))
+
+
+def map_colours(outline: CircuitOutline, drive: Drive, points: dict[str, np.ndarray]) -> dict:
+    """The colours of a map at points, drawn with 20 pixels or so for every metre."""
+    reference = ReferenceProfile(outline.s, np.full(len(outline.s), 30.0), outline.length / 30)
+    figure = track_map(outline, drive, reference, "")
+    figure.set_layout_engine("none")
+    axes, *others = figure.axes
+    axes.set_position((0.0, 0.0, 1.0, 1.0))
+    for other in others:
+        other.set_visible(False)
+    figure.set_dpi(40)
+    found = {}
+    for name, point in points.items():
+        axes.set_xlim(point[0] - 10, point[0] + 10)
+        axes.set_ylim(point[1] - 10, point[1] + 10)
+        figure.canvas.draw()
+        pixels = np.asarray(figure.canvas.buffer_rgba())  # pyright: ignore[reportAttributeAccessIssue]
+        found[name] = colour_at(pixels, axes.transData.transform, point)
+    return found
+
+
+def test_every_surface_has_a_colour_of_its_own() -> None:
+    assert set(PALETTE) == {*SURFACES, "unknown"}
+    for shades in zip(*PALETTE.values(), strict=True):
+        assert len(set(shades)) == len(PALETTE)
+        assert all(re.fullmatch("#[0-9a-f]{6}", shade) for shade in shades)
+    assert [name for name in PALETTE if is_bright(PALETTE[name].light)] == [
+        "grass",
+        "gravel_trap",
+        "snow",
+        "deep_snow",
+        "ice",
+        "unknown",
+    ]
+
+
+def test_an_outline_without_surfaces_is_asphalt_in_grass(outline: CircuitOutline) -> None:
+    assert outline.road.shape == outline.verge.shape == (NUM_POINTS,)
+    assert set(outline.road) == {"asphalt"} and set(outline.verge) == {"grass"}
+    assert outline.kerb == 0.0
+    assert set(replace(outline, road=np.array("dirt")).road) == {"dirt"}
+    with pytest.raises(DriveError, match=r"outline.verge has shape \(3,\), must be"):
+        replace(outline, verge=np.full(3, "grass"))
+
+
+def test_patches_reach_to_the_next_surface_also_over_the_start_line() -> None:
+    names = np.array(list("ccabbaaaac"))
+    most, patches = surface_patches(names)
+    assert most == "a"
+    assert [(name, points.tolist()) for name, points in patches] == [
+        ("b", [3, 4, 5]),
+        ("c", [9, 0, 1, 2]),
+    ]
+    assert surface_patches(np.full(5, "snow")) == ("snow", [])
+
+
+def test_surfaces_of_a_circuit_are_recovered_from_its_numbers() -> None:
+    foxglove = outline_of(load_circuit("foxglove"))
+    assert set(foxglove.road) == {"asphalt"} and foxglove.kerb == 1.0
+    assert set(foxglove.verge) == {"grass", "gravel_trap"}
+    # The first trap is beside the second corner and the straight before it, the start is not.
+    assert foxglove.verge[0] == "grass"
+    corner = np.argmin(np.linalg.norm(foxglove.centre - np.array([590.0, 0.0]), axis=1))
+    assert foxglove.verge[corner] == "gravel_trap"
+
+    track = load_circuit("whitefell")
+    assert set(outline_of(track).road) == {"snow"}
+    assert set(outline_of(track).verge) == {"deep_snow"}
+    for name, surface in SURFACES.items():
+        numbers = jnp.asarray([getattr(surface, each.name) for each in fields(surface)])
+        row = NUM_NODES // 2
+        changed = replace(track, ground=track.ground.at[row, ROAD].set(numbers))
+        assert outline_of(changed).road[row] == name
+        assert outline_of(changed).road[row + 1] == "snow"
+    odd = replace(track, ground=track.ground.at[5, ROAD].add(0.02))
+    assert outline_of(odd).road[4:7].tolist() == ["snow", "unknown", "snow"]
+
+
+def test_the_map_shows_what_the_circuit_is_made_of(outline: CircuitOutline, drive: Drive) -> None:
+    def beside(i: int, offset: float) -> np.ndarray:
+        left = (outline.left[i] - outline.centre[i]) / 6.0
+        return outline.centre[i] + offset * left
+
+    # 6 m to the white lines, 11 m to the walls; the drive keeps within 4 m of the centre line.
+    points = {
+        "road": beside(60, -5.0),
+        "patch": beside(125, 5.0),
+        "start": beside(NUM_POINTS - 12, -5.0),
+        "kerb": beside(200, 6.8),
+        "kerb right": beside(200, -6.8),
+        "verge": beside(200, 9.0),
+        "verge patch": beside(350, -9.0),
+        "verge under no kerb": beside(200, -8.2),
+    }
+    assert map_colours(surfaced(outline), drive, points) == {
+        "road": rgb("snow"),
+        "patch": rgb("ice"),
+        "start": rgb("ice"),
+        "kerb": rgb("kerb"),
+        "kerb right": rgb("kerb"),
+        "verge": rgb("deep_snow"),
+        "verge patch": rgb("gravel_trap"),
+        "verge under no kerb": rgb("deep_snow"),
+    }
+    plain = map_colours(outline, drive, points)
+    assert {plain[name] for name in ("road", "patch", "start")} == {(0x34, 0x3A, 0x42)}
+    assert {plain[name] for name in points if "road" not in name} == {
+        rgb("asphalt"),
+        rgb("grass"),
+    }
+    strange = replace(outline, road=np.full(NUM_POINTS, "lava"))
+    assert map_colours(strange, drive, {"road": points["road"]}) == {"road": rgb("unknown")}
+
+
+def test_kerbs_end_at_the_walls(outline: CircuitOutline, drive: Drive) -> None:
+    reference = ReferenceProfile(outline.s, np.full(NUM_POINTS, 30.0), 1.0)
+    axes = track_map(replace(outline, kerb=50.0), drive, reference, "").axes[0]
+    (kerb,) = [patch for patch in axes.patches if patch.get_label() == "kerb"]
+    assert isinstance(kerb, PathPatch)
+    walls = np.concatenate([outline.wall_left, outline.wall_right])
+    reach = np.asarray(kerb.get_path().vertices)
+    np.testing.assert_allclose(
+        [reach.min(axis=0), reach.max(axis=0)], [walls.min(axis=0), walls.max(axis=0)], atol=1e-6
+    )
+
+
+def test_the_line_has_a_dark_hem_on_a_bright_road_only(
+    outline: CircuitOutline, drive: Drive, reference: ReferenceProfile
+) -> None:
+    def hems(shown: CircuitOutline) -> list[float]:
+        axes = track_map(shown, drive, reference, "").axes[0]
+        driven = axes.collections[0].get_zorder()
+        num = len(axes.collections[0].get_array()) + 1  # pyright: ignore[reportArgumentType]
+        lines = [line for line in axes.lines if len(np.asarray(line.get_xdata())) == num]
+        assert all(line.get_zorder() < driven for line in lines)
+        return [max(to_rgb(line.get_color())) for line in lines]
+
+    assert hems(outline) == hems(replace(outline, road=np.array("damp"))) == []
+    (darkness,) = hems(replace(outline, road=np.array("snow")))
+    assert darkness < 0.3
+
+
+def test_the_legend_names_what_is_out_of_the_ordinary(
+    outline: CircuitOutline, drive: Drive, reference: ReferenceProfile
+) -> None:
+    clean = replace(drive, off_course=np.zeros(len(drive.time), bool))
+    assert track_map(outline, clean, reference, "").legends == []
+    (legend,) = track_map(surfaced(outline), clean, reference, "").legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == ["deep snow", "gravel trap", "kerb", "snow", "ice"]
+
+
+def test_the_page_holds_the_surfaces(
+    outline: CircuitOutline, drive: Drive, reference: ReferenceProfile
+) -> None:
+    data = page_data(replay_html(surfaced(outline), {"a": drive}, reference, ""))
+    circuit = data["circuit"]
+    assert circuit["kerb"] == 1.5
+    assert circuit["road"]["surface"] == "snow"
+    assert [patch["surface"] for patch in circuit["road"]["patches"]] == ["ice", "ice"]
+    assert circuit["verge"]["surface"] == "deep_snow"
+    (trap,) = circuit["verge"]["patches"]
+    assert trap["surface"] == "gravel_trap"
+    ends = np.concatenate([trap["left"][:2], trap["right"][-2:]])
+    expected = np.concatenate([outline.wall_left[300], outline.wall_right[400]])
+    np.testing.assert_allclose(ends, expected, atol=0.0051)
+    across = circuit["road"]["patches"][1]
+    ends = np.concatenate([across["left"][:2], across["right"][-2:]])
+    expected = np.concatenate([outline.left[NUM_POINTS - 30], outline.right[20]])
+    np.testing.assert_allclose(ends, expected, atol=0.0051)
+    # Every surface of the page has its two colours there, and no other does.
+    used = {"snow", "ice", "deep_snow", "gravel_trap", "kerb"}
+    assert data["palette"] == {name: list(PALETTE[name]) for name in used}
+
+    plain = page_data(replay_html(outline, {"a": drive}, reference, ""))
+    assert plain["circuit"]["road"] == {"surface": "asphalt", "patches": []}
+    assert plain["circuit"]["verge"] == {"surface": "grass", "patches": []}
+    assert plain["circuit"]["kerb"] == 0
+    strange = replace(outline, road=np.full(NUM_POINTS, "lava"))
+    palette = page_data(replay_html(strange, {"a": drive}, reference, ""))["palette"]
+    assert palette["lava"] == list(PALETTE["unknown"])
