@@ -3,9 +3,11 @@
 Entry `state`: the car's motion, controls, slip and load per tyre, its place between the white
 lines, and course points on the left line, the centre line and the right line over the next seconds
 at the present speed, in the car's frame. Entry `privileged_state` is for critics only: the grip
-under each wheel, each wheel's distance to the walls, and the place on the lap. Deviations: points
-are divided by how far ahead they are and the course's curvature at each stands beside them, both
-easier to learn from; twenty points instead of sixty per line carry the same course.
+under each wheel, each wheel's distance to the walls, and the place on the lap. Entries `car` and
+`surface` are for drivers of many: `car_features`, which stay the same all episode, and the numbers
+of the road under the car. Deviations: points are divided by how far ahead they are and the course's
+curvature at each stands beside them, both easier to learn from; twenty points instead of sixty per
+line carry the same course.
 """
 
 import dataclasses
@@ -17,6 +19,7 @@ from jax import Array
 
 from projects.sophy import track as tracks
 from projects.sophy.car import Car
+from projects.sophy.car_features import CAR_FEATURES, car_features
 from projects.sophy.drivetrain import MAX_GEARS
 from projects.sophy.track import Track
 from projects.sophy.walls import offset_of
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 GRAVITY = 9.81  # [m/s^2]
 SLOWEST = 8.0  # the look-ahead does not shrink below this speed [m/s]
+DESCRIPTION = ("car", "surface")  # the entries that a driver of one car on one road needs not
 NEAR = 5.0  # distance added before dividing by it, so that near points stay finite [m]
 
 
@@ -43,7 +47,12 @@ class ObservationConfig:
     @property
     def sizes(self) -> dict[str, int]:
         """Length of each entry."""
-        return {"state": 29 + 7 * self.num_points, "privileged_state": 14}
+        return {
+            "state": 29 + 7 * self.num_points,
+            "privileged_state": 14,
+            "car": len(CAR_FEATURES),
+            "surface": 5,
+        }
 
 
 def course_points(
@@ -110,7 +119,14 @@ def observe(
         jnp.sin(phase),
         jnp.cos(phase),
     ]
-    return {"state": _flat(entries), "privileged_state": _flat(privileged)}
+    road = here.road
+    surface = [road.grip, road.peak_slip - 1.0, road.shape - 1.0, road.rolling * 10.0, road.water]
+    return {
+        "state": _flat(entries),
+        "privileged_state": _flat(privileged),
+        "car": car_features(car),
+        "surface": _flat(surface),
+    }
 
 
 def _flat(entries: list[Array]) -> Array:

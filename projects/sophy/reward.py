@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from projects.sophy.time_trial import DriveState
 
 KMH = 3.6  # km/h per m/s
+USUAL_PACE = 40.0  # a car whose reference is this fast earns as much by relative progress [m/s]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ def reward_terms(
     off_course = current.off_course * time_step
     slip = jnp.minimum(jnp.abs(current.motion.slip_ratio), 1.0) * jnp.abs(current.motion.slip_angle)
     return {
-        "progress": current.progress * (1.0 - current.off_course),
+        "progress": current.progress * current.progress_worth * (1.0 - current.off_course),
         "off_course_squared": -off_course * speed**2,
         "off_course_linear": -off_course * speed,
         "wall": -current.wall_contact * time_step * speed**2,

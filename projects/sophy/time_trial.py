@@ -1,4 +1,5 @@
-"""One car alone against the clock, as a brax environment.
+"""One car alone against the clock, as a brax environment; in a batch each may be another car on
+another circuit (`field`).
 
 The driver decides at 10 Hz; the car is simulated in 5 ms sub-steps (`car.step`). Two actions in
 [-1, 1]: steering, as a target or as a change of the target, and one pedal, positive throttle,
@@ -11,7 +12,7 @@ the control step in which it ends.
 
 import copy
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +20,15 @@ from flax import struct
 from jax import Array
 
 from core_rl.env import Env, State, register_environment
+from core_rl.errors import UserError
 from projects.sophy import car as cars
 from projects.sophy import track as tracks
 from projects.sophy.car import Car, CarState, Command
-from projects.sophy.cars import load_car
-from projects.sophy.circuits import DEFAULT, load_circuit
-from projects.sophy.observation import ObservationConfig, observe
-from projects.sophy.reference import ReferenceLap, reference_lap
-from projects.sophy.reward import RewardConfig, reward_terms, weighted_sum
+from projects.sophy.circuits import DEFAULT
+from projects.sophy.field import load_circuits, load_entrants, reference_laps
+from projects.sophy.observation import DESCRIPTION, ObservationConfig, observe
+from projects.sophy.reference import ReferenceLap
+from projects.sophy.reward import USUAL_PACE, RewardConfig, reward_terms, weighted_sum
 from projects.sophy.track import Track
 from projects.sophy.walls import Placement, collide, offset_of, place
 
@@ -36,9 +38,16 @@ WHEELS_OUT = 3  # wheels beyond the white line that make a car off course
 
 @dataclasses.dataclass(frozen=True)
 class TimeTrialConfig:
-    circuit: str = DEFAULT  # built-in name, generated:SEED, or the path of a CSV file
+    circuit: str = DEFAULT  # built-in name, generated:SEED, path of a CSV file; several: asphalt,..
     surface: str = ""  # another surface for the whole road, such as wet; empty: the circuit's own
-    car: str = "gt3_fr"  # a car of the catalogue
+    car: str = "gt3_fr"  # a car of the catalogue; several: a comma list, archetypes, FF, kart:*, ..
+    compound: str = ""  # tyres, several by commas, or dry; empty: the car's own
+    wear: bool = False  # whether tyres wear
+    fuel: float = 0.0  # at the start, burnt on the way; 0: no fuel at all [kg]
+    traction_control: bool = False  # driving aid
+    antilock: bool = False  # driving aid
+    describe: bool = False  # whether observations have the entries car and surface
+    relative_progress: bool = False  # progress paid by the car's pace, not by the metre
     substeps: int = 20  # simulation steps per control step of 0.1 s
     episode_seconds: float = 150.0  # length of an episode [s]
     steering: Literal["target", "delta"] = "target"  # what the steering action means
@@ -73,6 +82,10 @@ class TimeTrialConfig:
 class DriveState:
     """A car on a course between two decisions."""
 
+    circuit: Array  # [] int32, number in the environment's stack
+    car_index: Array  # [] int32, number among the environment's entrants
+    pace: Array  # [] mean speed of the reference lap [m/s]
+    progress_worth: Array  # [] what a metre of progress is paid: 1 unless it is relative
     car: Car
     motion: CarState
     placement: Placement
@@ -88,35 +101,89 @@ class DriveState:
 
 
 class TimeTrial(Env):
-    """See the module's text. Observations: dict with `state` and `privileged_state`.
+    """See the module's text. Observations: dict with `state` and `privileged_state`, and where
+    `config.describe` also `car` and `surface`.
 
-    Raises ValueError (circuit, surface, car) with one clear line.
+    A reset draws circuit, car and compound, each alone and all with the same chance. Raises
+    UserError (circuit, surface, car, compound, fuel) with one clear line.
     """
 
     def __init__(self, config: TimeTrialConfig = TimeTrialConfig()):
         self.config = config
-        self.track: Track = load_circuit(config.circuit)
-        if config.surface:
-            self.track = tracks.resurface(self.track, config.surface)
-        self.car: Car = load_car(config.car)
-        self.reference: ReferenceLap = jax.jit(reference_lap)(self.car, self.track)
+        # Names of circuits [T] and of cars on compounds [K], and stacks of what they name.
+        self.circuits, self.tracks = load_circuits(config.circuit, config.surface)
+        self.entrants, self.cars = load_entrants(
+            config.car,
+            config.compound,
+            wear=config.wear,
+            fuel=config.fuel,
+            traction_control=config.traction_control,
+            antilock=config.antilock,
+        )
+        self.references = reference_laps(self.entrants, self.cars, self.tracks)
+
+    @property
+    def track(self) -> Track:
+        """The circuit, where there is one."""
+        self._require("track", one_circuit=True)
+        return _entry(self.tracks, 0)
+
+    @track.setter
+    def track(self, track: Track):
+        self._require("track", one_circuit=True)
+        self.tracks = tracks.stack_tracks([track])
+
+    @property
+    def car(self) -> Car:
+        """The car, where there is one on one compound."""
+        self._require("car", one_entrant=True)
+        return _entry(self.cars, 0)
+
+    @property
+    def reference(self) -> ReferenceLap:
+        """The quasi-steady lap, where there are one car and one circuit."""
+        self._require("reference", one_circuit=True, one_entrant=True)
+        return _entry(self.references.laps, (0, 0))
+
+    def _require(self, what: str, *, one_circuit: bool = False, one_entrant: bool = False):
+        """Raises UserError where there are several of what must be one."""
+        circuits, entrants = len(self.circuits), len(self.entrants)
+        if (one_circuit and circuits > 1) or (one_entrant and entrants > 1):
+            raise UserError(
+                f"this field has no single {what}: circuits {circuits}, cars times compounds "
+                f"{entrants}; name one circuit, car and compound"
+            )
+
+    def track_of(self, circuit: Array) -> Track:
+        """Circuit number `circuit` [] of the stack, as a view."""
+        return self.track if len(self.circuits) == 1 else tracks.select_track(self.tracks, circuit)
 
     def reset(self, rng: Array) -> State:
-        """A start anywhere on the circuit, at a share of the reference speed there."""
-        s_key, speed_key, offset_key = jax.random.split(rng, 3)
-        config, track = self.config, self.track
+        """A start anywhere on a circuit, at a share of the reference speed there."""
+        s_key, speed_key, offset_key, circuit_key, car_key = jax.random.split(rng, 5)
+        config = self.config
+        circuit = _any_of(circuit_key, len(self.circuits))
+        car_index = _any_of(car_key, len(self.entrants))
+        car = _entry(self.cars, car_index)
+        lap = _entry(self.references.laps, (self.references.row[car_index], circuit))
+        track = self.track_of(circuit)
         s = jax.random.uniform(s_key) * track.length
         point = tracks.at(track, s)
         share = jax.random.uniform(offset_key, minval=-1.0, maxval=1.0) * config.start_offset
         offset = share * jnp.where(share > 0, point.width_left, point.width_right)
         left = jnp.stack([-point.tangent[1], point.tangent[0]])
         low, high = config.start_speed
-        reference = jnp.interp(s, self.reference.s, self.reference.speed)
+        reference = jnp.interp(s, lap.s, lap.speed)
         speed = reference * jax.random.uniform(speed_key, minval=low, maxval=high)
         heading = jnp.arctan2(point.tangent[1], point.tangent[0])
-        motion = cars.rolling_start(self.car, point.position + offset * left, heading, speed)
+        motion = cars.rolling_start(car, point.position + offset * left, heading, speed)
+        pace = track.length / lap.lap_time
         drive = DriveState(
-            car=self.car,
+            circuit=circuit,
+            car_index=car_index,
+            pace=pace,
+            progress_worth=USUAL_PACE / pace if config.relative_progress else jnp.ones(()),
+            car=car,
             motion=motion,
             placement=place(point, motion),
             s=s,
@@ -132,7 +199,7 @@ class TimeTrial(Env):
         terms = reward_terms(drive, drive, jnp.zeros(2), CONTROL_STEP)
         return State(
             pipeline_state=drive,  # pyright: ignore[reportArgumentType]
-            obs=observe(track, self.car, drive, config.observation),
+            obs=self._observe(track, drive),
             reward=jnp.zeros(()),
             done=jnp.zeros(()),
             metrics=jax.tree.map(jnp.zeros_like, self._metrics(drive, drive, terms)),
@@ -145,7 +212,7 @@ class TimeTrial(Env):
         terms = reward_terms(previous, current, action, CONTROL_STEP)
         return state.replace(  # pyright: ignore[reportAttributeAccessIssue]
             pipeline_state=current,
-            obs=observe(self.track, current.car, current, self.config.observation),
+            obs=self._observe(self.track_of(current.circuit), current),
             reward=weighted_sum(terms, self.config.reward),
             # Wrappers add metrics of their own, which must stay.
             metrics={**state.metrics, **self._metrics(previous, current, terms)},
@@ -161,7 +228,7 @@ class TimeTrial(Env):
 
     def _drive(self, previous: DriveState, action: Array) -> DriveState:
         """The car through one control step."""
-        track, car, config = self.track, previous.car, self.config
+        track, car, config = self.track_of(previous.circuit), previous.car, self.config
         time_step = CONTROL_STEP / config.substeps
         steering_target = self.steering_target(previous, action)
         command = Command(
@@ -227,6 +294,10 @@ class TimeTrial(Env):
             lap_time=jnp.where(flying, clock - beyond, 0.0),
         )
 
+    def _observe(self, track: Track, drive: DriveState) -> dict[str, Array]:
+        entries = observe(track, drive.car, drive, self.config.observation)
+        return {name: entries[name] for name in self.observation_size}
+
     def _metrics(
         self, previous: DriveState, drive: DriveState, terms: dict[str, Array]
     ) -> dict[str, Array]:
@@ -234,6 +305,7 @@ class TimeTrial(Env):
             **{f"reward/{name}": term for name, term in terms.items()},
             "speed": jnp.sqrt(jnp.sum(drive.motion.velocity**2)),
             "distance": drive.progress,
+            "pace_share": drive.progress / (drive.pace * CONTROL_STEP),
             "off_course_steps": (drive.off_course > 0).astype(jnp.float32),
             "wall_contact_steps": (drive.wall_contact > 0).astype(jnp.float32),
             "steering_change": jnp.abs(drive.steering_target - previous.steering_target),
@@ -243,7 +315,10 @@ class TimeTrial(Env):
 
     @property
     def observation_size(self) -> dict[str, int]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.config.observation.sizes
+        # Replays keep every entry that is offered.
+        sizes = self.config.observation.sizes
+        kept = sizes if self.config.describe else set(sizes) - set(DESCRIPTION)
+        return {name: size for name, size in sizes.items() if name in kept}
 
     @property
     def action_size(self) -> int:
@@ -252,6 +327,18 @@ class TimeTrial(Env):
     @property
     def backend(self) -> str:
         return "sophy"
+
+
+def _any_of(key: Array, number: int) -> Array:
+    """A whole number [] below `number`."""
+    if number == 1:  # known when traced, so that nothing is selected at run time
+        return jnp.zeros((), jnp.int32)
+    return jax.random.randint(key, (), 0, number)
+
+
+def _entry(stack: Any, index: Any) -> Any:
+    """One entry of stacked leaves."""
+    return jax.tree.map(lambda leaf: leaf[index], stack)
 
 
 def with_calm_starts(env: TimeTrial) -> TimeTrial:

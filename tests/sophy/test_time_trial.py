@@ -43,6 +43,31 @@ def placed(env, state, *, s, offset=0.0, turn=0.0, speed=20.0):
     return state.replace(pipeline_state=drive)
 
 
+def test_one_car_on_one_circuit_drives_as_it_always_did(env):
+    """Recorded with `TimeTrial()` of commit 30991c7, which knew one car and one circuit only: sums
+    over ten seconds of four cars. (Of the recordings behind it every bit was the same.)"""
+
+    def drive(key):
+        def step(state, key):
+            action = jax.random.uniform(key, (2,), minval=-0.3, maxval=0.6)
+            state = env.step(state, action)
+            return state, (state.obs["state"], state.obs["privileged_state"], state.reward)
+
+        start_key, action_key = jax.random.split(key)
+        trace = jax.lax.scan(step, env.reset(start_key), jax.random.split(action_key, 100))[1]
+        return jax.tree.map(jnp.sum, trace)
+
+    sums = jax.jit(jax.vmap(drive))(jax.random.split(jax.random.key(11), 4))
+    recorded = (
+        [2685.69011, 2560.98595, 4247.43997, 2842.35009],
+        [1073.26016, 1302.42072, 1203.9259, 990.3908],
+        [-1.88822, -24.84787, -31.66804, -2.2594],
+    )
+    for values, expected in zip(sums, recorded, strict=True):
+        np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-5)
+    assert float(env.reference.lap_time) == pytest.approx(82.91291046142578, rel=1e-6)
+
+
 def test_reset_depends_on_its_key_alone(env, reset):
     first, again = reset(jax.random.key(1)), reset(jax.random.key(1))
     other = reset(jax.random.key(2))
