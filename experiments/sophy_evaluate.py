@@ -2,11 +2,15 @@
 
     ./run python -m experiments.sophy_evaluate --policy=DIR --circuit=NAME --laps=10 --json
 
-Without `--circuit` and `--car` the policy drives what it was trained on.
+Without `--circuit` and `--car` the policy drives what it was trained on. Where the table of limits
+(`projects/sophy/limits.jsonl`) has this car on this circuit, lap times are also given over the
+minimum that optimal control found. A lap below it says that the simulator was cheated, or that the
+limit is wrong: that is said loudly, and the exit status is 3.
 """
 
 import dataclasses
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +23,7 @@ from core_rl.errors import UsageError
 from core_rl.policy import Policy, load_policy
 from projects.sophy.drive import show_time
 from projects.sophy.laps import Laps, drive_laps, driven_by
+from projects.sophy.limits import Row, cheats, find_limit
 from projects.sophy.time_trial import TimeTrial, TimeTrialConfig, with_calm_starts
 
 START_SEED = 8_000_000  # the start of the drive; training and selection never see it
@@ -44,6 +49,7 @@ class Evaluation(NamedTuple):
     env: TimeTrial
     laps: Laps
     steps_per_second: float  # control steps, compilation included
+    limit: Row | None  # the minimum lap time, None where none is known
 
 
 def env_config_of(policy: Policy, circuit: str = "", car: str = "") -> TimeTrialConfig:
@@ -66,13 +72,14 @@ def evaluate(policy: Policy, env: TimeTrial, num_laps: int, seed: int) -> Evalua
     began = time.monotonic()
     key = jax.random.key(START_SEED + seed)
     laps = drive_laps(env, driven_by(policy), policy.params, num_laps, key)
-    return Evaluation(env, laps, len(laps.drive.time) / (time.monotonic() - began))
+    rate = len(laps.drive.time) / (time.monotonic() - began)
+    return Evaluation(env, laps, rate, find_limit(env.car, env.track))
 
 
 def summary(evaluation: Evaluation, num_laps: int) -> dict[str, Any]:
     """What `--json` prints; times in seconds, null where no lap was completed."""
     env, laps = evaluation.env, evaluation.laps
-    done = laps.lap_times
+    done, limit = laps.lap_times, evaluation.limit
     return {
         "circuit": env.config.circuit,
         "car": env.config.car,
@@ -83,6 +90,8 @@ def summary(evaluation: Evaluation, num_laps: int) -> dict[str, Any]:
         "best_lap_time": min(done) if done else None,
         "reference_lap_time": laps.reference_time,
         "ratio_to_reference": laps.ratio if done else None,
+        "limit_lap_time": limit.lap_time if limit else None,
+        "ratio_to_limit": float(np.mean(done)) / limit.lap_time if limit and done else None,
         "off_course_steps": laps.off_course_steps,
         "wall_contact_steps": laps.wall_contact_steps,
         "steps_per_second": round(evaluation.steps_per_second),
@@ -94,10 +103,15 @@ def main(config: Evaluate) -> int:
         raise UsageError("--policy=DIR is missing: name the directory of a policy bundle")
     policy = load_policy(Path(config.policy))
     env = TimeTrial(env_config_of(policy, config.circuit, config.car))
-    result = summary(evaluate(policy, env, config.laps, config.seed), config.laps)
+    evaluation = evaluate(policy, env, config.laps, config.seed)
+    result = summary(evaluation, config.laps)
+    alarm = cheats(evaluation.laps.lap_times, evaluation.limit)
+    if alarm:
+        print(alarm, file=sys.stderr)
+    status = 3 if alarm else 0
     if config.json:
         print(json.dumps(result))
-        return 0
+        return status
     for number, lap_time in enumerate(result["lap_times"], start=1):
         print(f"lap {number:2d}  {show_time(lap_time)}")
     print(
@@ -114,7 +128,12 @@ def main(config: Evaluate) -> int:
             f"mean {mean}, best {best}, "
             f"{result['ratio_to_reference']:.4f} of the reference {reference}"
         )
-    return 0
+        if evaluation.limit is not None:
+            print(
+                f"{result['ratio_to_limit']:.4f} of the minimum lap time "
+                f"{show_time(evaluation.limit.lap_time)}"
+            )
+    return status
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from core_rl.tracking import read_record
 from experiments.sophy_evaluate import Evaluation, evaluate
 from projects.sophy.drive import show_time
 from projects.sophy.laps import outline_of, profile_of, shorten
+from projects.sophy.limits import cheats
 from projects.sophy.render import telemetry, track_map
 from projects.sophy.replay import replay_html
 from projects.sophy.time_trial import TimeTrial
@@ -67,6 +68,16 @@ def drive_replay(evaluation: Evaluation) -> str:
     )
 
 
+def _over_limit(evaluation: Evaluation) -> list[tuple[str, str, str]]:
+    laps, limit = evaluation.laps, evaluation.limit
+    if limit is None or not laps.lap_times:
+        return []
+    ratio = float(np.mean(laps.lap_times)) / limit.lap_time
+    note = f"the minimum lap time by optimal control: {show_time(limit.lap_time)}"
+    alarm = cheats(laps.lap_times, limit)
+    return [("Mean over the limit", f"{ratio:.4f}", alarm or note)]
+
+
 def numbers_of(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     """Label, value and note of what the flying laps amount to."""
     laps = evaluation.laps
@@ -79,6 +90,7 @@ def numbers_of(evaluation: Evaluation) -> list[tuple[str, str, str]]:
             "the reference is an ideal quasi-steady-state driver of the centre line: "
             + show_time(laps.reference_time),
         ),
+        *_over_limit(evaluation),
         ("Steps off course", str(laps.off_course_steps), "of 0.1 s, three wheels or more outside"),
         ("Steps in a wall", str(laps.wall_contact_steps), "of 0.1 s"),
         ("Mean lap", show_time(float(np.mean(done)) if done else None), ""),
