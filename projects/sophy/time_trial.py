@@ -164,17 +164,29 @@ class TimeTrial(Env):
         config = self.config
         circuit = _any_of(circuit_key, len(self.circuits))
         car_index = _any_of(car_key, len(self.entrants))
+        low, high = config.start_speed
+        return self.start(
+            circuit,
+            car_index,
+            jax.random.uniform(s_key) * self.track_of(circuit).length,
+            jax.random.uniform(offset_key, minval=-1.0, maxval=1.0) * config.start_offset,
+            jax.random.uniform(speed_key, minval=low, maxval=high),
+        )
+
+    def start(
+        self, circuit: Array, car_index: Array, s: Array, share: Array, speed_share: Array
+    ) -> State:
+        """A car [] on a circuit [], indices of the field, at arc length `s` [] [m], at a share [] of
+        the way from the centre line to the left white line, at a share [] of the reference speed.
+        """
+        config = self.config
         car = _entry(self.cars, car_index)
         lap = _entry(self.references.laps, (self.references.row[car_index], circuit))
         track = self.track_of(circuit)
-        s = jax.random.uniform(s_key) * track.length
         point = tracks.at(track, s)
-        share = jax.random.uniform(offset_key, minval=-1.0, maxval=1.0) * config.start_offset
         offset = share * jnp.where(share > 0, point.width_left, point.width_right)
         left = jnp.stack([-point.tangent[1], point.tangent[0]])
-        low, high = config.start_speed
-        reference = jnp.interp(s, lap.s, lap.speed)
-        speed = reference * jax.random.uniform(speed_key, minval=low, maxval=high)
+        speed = jnp.interp(s, lap.s, lap.speed) * speed_share
         heading = jnp.arctan2(point.tangent[1], point.tangent[0])
         motion = cars.rolling_start(car, point.position + offset * left, heading, speed)
         pace = track.length / lap.lap_time

@@ -1,0 +1,98 @@
+"""The matrix of cars and circuits, with the committed policy."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from core_rl.errors import UserError
+from experiments import sophy_matrix
+from experiments.sophy_matrix import Matrix, main, picture
+
+POLICY = "projects/sophy/policies/time_trial"
+
+
+@pytest.fixture(scope="module")
+def driven(tmp_path_factory):
+    out = tmp_path_factory.mktemp("matrix")
+    config = Matrix(POLICY, "gt3_fr,gt3_fr:3", "larkspur,thimble", str(out), batch=3)
+    assert main(config) == 0
+    return config, out
+
+
+def rows(out: Path) -> dict[tuple[str, str], dict]:
+    lines = (out / "cells.jsonl").read_text().splitlines()
+    cells = [json.loads(line) for line in lines]
+    return {(cell["car"], cell["circuit"]): cell for cell in cells}
+
+
+def test_every_cell_is_driven_and_measured(driven):
+    _, out = driven
+    cells = rows(out)
+    assert len(cells) == 4
+    own = cells["gt3_fr", "larkspur"]
+    # The policy's flying laps take 76.7 s (docs/benchmarks.md), the limit 69.338 s.
+    assert own["clean"]
+    assert own["lap_time"] == pytest.approx(76.75, abs=0.3)
+    assert own["ratio_to_limit"] == pytest.approx(own["lap_time"] / 69.3382, abs=1e-3)
+    # The reference is 82.913 s (tests/sophy/test_reference.py drives its kind).
+    assert own["ratio_to_reference"] == pytest.approx(own["lap_time"] / 82.913, abs=1e-3)
+    assert cells["gt3_fr:3", "larkspur"]["ratio_to_limit"] is None
+    assert (out / "matrix.png").stat().st_size > 2_000
+
+
+def test_a_run_that_was_cut_off_drives_what_is_missing(driven, monkeypatch):
+    config, out = driven
+    before = rows(out)
+    path = out / "cells.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:3]) + "\n" + lines[3][:20])
+    todo = []
+    drive = sophy_matrix.drive_cells
+
+    def watched(*args):
+        todo.extend(args[3])
+        return drive(*args)
+
+    monkeypatch.setattr(sophy_matrix, "drive_cells", watched)
+    assert main(config) == 0
+    assert len(todo) == 1 and rows(out) == before
+
+
+def test_another_policy_and_wrong_names_are_refused_in_one_line(driven, tmp_path):
+    config, out = driven
+    path = tmp_path / "cells.jsonl"
+    path.write_text((out / "cells.jsonl").read_text().replace('"policy": "', '"policy": "x'))
+    other = dataclasses.replace(config, out=str(tmp_path))
+    with pytest.raises(UserError, match="another policy's cells"):
+        main(other)
+    with pytest.raises(UserError, match="unknown car 'gt4'"):
+        main(dataclasses.replace(config, cars="gt4"))
+    with pytest.raises(UserError, match="unknown circuit 'larkspurr'"):
+        main(dataclasses.replace(config, circuits="larkspurr"))
+    with pytest.raises(UserError, match="--policy=DIR is missing"):
+        main(Matrix())
+
+
+def test_a_lap_below_the_limit_is_told_loudly(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sophy_matrix, "cheats", lambda laps, limit: "FASTER" if limit else "")
+    config = Matrix(POLICY, "gt3_fr", "larkspur", str(tmp_path), batch=3)
+    assert main(config) == 3
+    assert "FASTER" in capsys.readouterr().err
+
+
+def test_the_picture_shows_medians_by_archetype():
+    cells = [
+        {
+            "car": f"kart:{k}",
+            "circuit": "thimble",
+            "ratio_to_reference": ratio,
+            "ratio_to_limit": None,
+            "clean": clean,
+        }
+        for k, (ratio, clean) in enumerate([(1.0, True), (1.1, False), (1.5, True), (None, False)])
+    ]
+    figure = picture(cells)
+    texts = [text.get_text() for axes in figure.axes[:2] for text in axes.texts]
+    assert texts == ["1.10", "50"]
