@@ -176,8 +176,10 @@ class TimeTrial(Env):
     def start(
         self, circuit: Array, car_index: Array, s: Array, share: Array, speed_share: Array
     ) -> State:
-        """A car [] on a circuit [], indices of the field, at arc length `s` [] [m], at a share [] of
-        the way from the centre line to the left white line, at a share [] of the reference speed.
+        """A car [] on a circuit [], indices of the field, at arc length `s` [] [m].
+
+        `share` [] is the part of the half width that it stands to the left of the centre line,
+        negative to the right; `speed_share` [] the part of the reference speed that it has.
         """
         config = self.config
         car = _entry(self.cars, car_index)
