@@ -163,6 +163,21 @@ class Outcome(NamedTuple):
     rows: list[dict[str, Any]]  # of metrics.jsonl
     continue_command: str
 
+    def numbers(self, epoch: int, steps: str) -> list[tuple[str, str, str]]:
+        """Label, value and note of what the training took, for reports.
+
+        Args:
+          epoch: the one whose policy was kept.
+          steps: what an environment step is.
+        """
+        last = self.rows[-1]
+        return [
+            ("Environment steps", f"{last['env_steps']:,}", steps),
+            ("Updates", f"{last['updates']:,}", ""),
+            ("Training", f"{self.train_seconds:.0f} s", "compilation and evaluations included"),
+            ("Policy from epoch", str(epoch), "the best evaluation's"),
+        ]
+
 
 class _Signals:
     """The first SIGINT or SIGTERM asks to stop after the epoch, the second exits at once."""

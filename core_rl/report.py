@@ -29,6 +29,7 @@ from core_rl.errors import UserError
 
 NUM_TILES = 4
 PNG_LIMIT = 200_000  # [bytes]
+INK, MUTED, GRID = "#16202b", "#5b6775", "#e3e7ec"  # of pictures
 # Okabe and Ito, "Color Universal Design" (2008). The page gives each a value per theme, so the
 # drawings hold a placeholder that is replaced by the page's variable.
 NUM_COLOURS = 7

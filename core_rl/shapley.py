@@ -24,10 +24,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from core_rl.errors import UserError
+from core_rl.report import GRID, INK, MUTED
 from core_rl.types import Key
 
 MAX_EXACT_GROUPS = 12  # 4096 coalitions, each with every row of the background
-INK, MUTED, GRID, BLUE = "#16202b", "#5b6775", "#e3e7ec", "#0072B2"
+BLUE = "#0072B2"
 
 Array = jax.Array | np.ndarray
 Value = Callable[[jax.Array], jax.Array]  # f: (row [F]) -> [K] or []

@@ -106,7 +106,7 @@ def write_return_report(outcome: Outcome, env: ReturnTask, seed: int) -> Path:
     result = summarise(played, env)
     pictures, replay = write_pictures(workdir, played, env, result)
     rates = {name: result[name] for name in ("returned", "hit")}
-    error, last = result["landing_error"], outcome.rows[-1]
+    error = result["landing_error"]
     numbers = [
         (
             label,
@@ -124,10 +124,7 @@ def write_return_report(outcome: Outcome, env: ReturnTask, seed: int) -> Path:
             str(result["balls"]),
             "of those that chose the policy; ace_evaluate plays fresh ones",
         ),
-        ("Environment steps", f"{last['env_steps']:,}", "of 32 ms, all robots"),
-        ("Updates", f"{last['updates']:,}", ""),
-        ("Training", f"{outcome.train_seconds:.0f} s", "compilation and evaluations included"),
-        ("Policy from epoch", str(policy.manifest["record"]["epoch"]), "the best evaluation's"),
+        *outcome.numbers(policy.manifest["record"]["epoch"], "of 32 ms, all robots"),
     ]
     path = workdir / "report.html"
     write_report(

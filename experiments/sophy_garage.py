@@ -141,7 +141,6 @@ def write_garage_report(outcome: Outcome, env: TimeTrial) -> Path:
     """Writes the report, whose numbers are those of the policy that was kept; returns its path."""
     workdir = outcome.workdir
     epoch = load_policy(workdir / "policy").manifest["record"]["epoch"]
-    last = outcome.rows[-1]
     kept = next(row for row in outcome.rows if row["epoch"] == epoch)
     pace, off_course = (
         {
@@ -162,10 +161,7 @@ def write_garage_report(outcome: Outcome, env: TimeTrial) -> Path:
     ]
     numbers += [
         ("Cars and circuits", f"{len(env.entrants)} and {len(env.circuits)}", "drawn per episode"),
-        ("Environment steps", f"{last['env_steps']:,}", "of 0.1 s, all cars"),
-        ("Updates", f"{last['updates']:,}", ""),
-        ("Training", f"{outcome.train_seconds:.0f} s", "compilation and evaluations included"),
-        ("Policy from epoch", str(epoch), "the best evaluation's"),
+        *outcome.numbers(epoch, "of 0.1 s, all cars"),
     ]
     path = workdir / "report.html"
     write_report(

@@ -33,7 +33,7 @@ from core_rl.report import encode_png
 from experiments.sophy_evaluate import env_config_of
 from projects.sophy.cars import load_car
 from projects.sophy.laps import SLACK
-from projects.sophy.limits import Row, cheats, find_limit
+from projects.sophy.limits import cheats, find_limit
 from projects.sophy.time_trial import CONTROL_STEP, DriveState, TimeTrial
 
 RUN_UP = 0.2, 500.0  # before the line: share of the lap, and at most [m]
@@ -130,7 +130,6 @@ def drive_cells(
     reference = laps.laps.lap_time[laps.row]  # [K, T]
     # Laps of like length finish together.
     todo = sorted(todo, key=lambda cell: reference[cell[1], cell[0]])
-    limits: dict[tuple[int, int], Row | None] = {}
     for first in range(0, len(todo), batch):
         cells = todo[first : first + batch]
         # One shape is one compilation: the last batch is filled up with its first cell.
@@ -138,8 +137,8 @@ def drive_cells(
         driven = jax.device_get(driver(policy.params, filled[:, 0], filled[:, 1]))
         for index, (circuit, car_index) in enumerate(cells):
             entrant = env.entrants[car_index]
-            limit = limits.get((circuit, car_index))
-            if ":" not in entrant.car and limit is None:
+            limit = None
+            if ":" not in entrant.car:
                 limit = find_limit(
                     load_car(entrant.car, entrant.compound),
                     jax.tree.map(lambda leaf, at=circuit: leaf[at], env.tracks),

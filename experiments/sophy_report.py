@@ -109,14 +109,8 @@ def write_time_trial_report(outcome: Outcome, env: TimeTrial) -> Path:
     replay = drive_replay(evaluation)
     (workdir / "replay.html").write_text(replay, encoding="utf-8")
     record = read_record(workdir) or {}
-    last = outcome.rows[-1]
     numbers = numbers_of(evaluation)
-    numbers += [
-        ("Environment steps", f"{last['env_steps']:,}", "of 0.1 s, all cars"),
-        ("Updates", f"{last['updates']:,}", ""),
-        ("Training", f"{outcome.train_seconds:.0f} s", "compilation and evaluations included"),
-        ("Policy from epoch", str(policy.manifest["record"]["epoch"]), "the best evaluation's"),
-    ]
+    numbers += outcome.numbers(policy.manifest["record"]["epoch"], "of 0.1 s, all cars")
     path = workdir / "report.html"
     write_report(
         path,

@@ -19,6 +19,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from core_rl.errors import UserError
+from core_rl.report import GRID, INK, MUTED
 from projects.ace.arm import BLADE_RADIUS
 from projects.ace.events import (
     HALF_LENGTH,
@@ -36,7 +37,7 @@ NUM_POSES = 4  # of the arm, the last one at the contact
 
 # Okabe and Ito, "Color Universal Design" (2008): told apart with any colour vision.
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-INK, MUTED, GRID, TABLE, ARM = "#16202b", "#5b6775", "#e3e7ec", "#d3e0ea", "#8b96a3"
+TABLE, ARM = "#d3e0ea", "#8b96a3"
 LABEL = {"color": INK, "fontsize": 8.5}
 LEGEND = {"frameon": False, "fontsize": 8, "borderaxespad": 0, "handlelength": 1.8}
 # The lightest part of viridis cannot be seen on the table's colour.

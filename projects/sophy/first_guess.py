@@ -135,8 +135,8 @@ def first_guess(car: Car, track: Track, line: np.ndarray) -> tuple[np.ndarray, n
         torque = drivetrains.engine_torque(car.drivetrain, turning, 1.0, np)  # pyright: ignore
         full = torque * ratio * car.drivetrain.efficiency * np.sum(rolling)
         braking = np.sum(bias * car.brake_torque / car.wheel_radius)
-        states[i, :3] = speed[i], arms[1] * speed[i] * curvature[i] - rear * speed[i], 0.0
-        states[i, 2] = speed[i] * curvature[i]
+        yaw_rate = speed[i] * curvature[i]
+        states[i, :3] = speed[i], arms[1] * yaw_rate - rear * speed[i], yaw_rate
         states[i, 5:9] = np.clip(slip, -0.06, 0.06) * speed[i]
         states[i, 11] = wheelbase * curvature[i] + front - rear
         controls[i, 1] = np.clip(force / (full if force > 0.0 else braking), -0.95, 0.95)

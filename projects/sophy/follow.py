@@ -20,7 +20,7 @@ from projects.sophy import track as tracks
 from projects.sophy.car import Car, CarState, Command, steady_load
 from projects.sophy.cars import AID_SLIP
 from projects.sophy.track import Track
-from projects.sophy.walls import place
+from projects.sophy.walls import course_step, offset_of, place
 
 TIME_STEP = 0.005  # of the simulator [s]
 SAMPLING = 0.02  # between the points with gains [s]
@@ -111,12 +111,11 @@ def _step(car: Car, track: Track, state: CarState, s: Array, control: Array):
     """One step of the simulator under steering and pedal [2]; the state and arc length after it."""
     point = tracks.at(track, s)
     placement = place(point, state)
-    offset = placement.offset + car.wheel_x * placement.sine + car.wheel_y * placement.cosine
+    offset = offset_of(placement, car.wheel_x, car.wheel_y)
     command = Command(control[0], jnp.maximum(control[1], 0.0), jnp.maximum(-control[1], 0.0))
     state = cars.step(car, state, command, tracks.surface_at(point, offset), TIME_STEP)
-    along = state.velocity[0] * placement.cosine - state.velocity[1] * placement.sine
-    room = jnp.maximum(1.0 - placement.offset * point.curvature, 0.25)
-    return state, tracks.project(track, state.position, s + TIME_STEP * along / room)
+    s = s + course_step(point, placement, state.velocity, TIME_STEP)
+    return state, tracks.project(track, state.position, s)
 
 
 def _reduced(track: Track, state: CarState, s: Array) -> Array:

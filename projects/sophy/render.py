@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 
-from core_rl.report import encode_png
+from core_rl.report import GRID, INK, MUTED, encode_png
 from projects.sophy.drive import (
     CircuitOutline,
     Drive,
@@ -38,7 +38,6 @@ KILOMETRES_PER_HOUR = 3.6  # per m/s
 
 # Okabe and Ito, "Color Universal Design" (2008): told apart with any colour vision.
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-INK, MUTED, GRID = "#16202b", "#5b6775", "#e3e7ec"
 LABEL = {"color": INK, "fontsize": 8.5}
 LEGEND = {"frameon": False, "fontsize": 8, "ncols": 4, "borderaxespad": 0, "handlelength": 1.6}
 # The darkest third of viridis cannot be seen on asphalt.

@@ -30,7 +30,7 @@ from projects.sophy.observation import DESCRIPTION, ObservationConfig, observe
 from projects.sophy.reference import ReferenceLap
 from projects.sophy.reward import USUAL_PACE, RewardConfig, reward_terms, weighted_sum
 from projects.sophy.track import Track
-from projects.sophy.walls import Placement, collide, offset_of, place
+from projects.sophy.walls import Placement, collide, course_step, offset_of, place
 
 CONTROL_STEP = 0.1  # [s]
 WHEELS_OUT = 3  # wheels beyond the white line that make a car off course
@@ -260,11 +260,9 @@ class TimeTrial(Env):
             ground = tracks.surface_at(point, wheel_offset)
             motion, touching = collide(car, motion, point, placement)
             motion = cars.step(car, motion, command, ground, time_step)
-            along = motion.velocity[0] * placement.cosine - motion.velocity[1] * placement.sine
-            room = jnp.maximum(1.0 - placement.offset * point.curvature, 0.25)
             return (
                 motion,
-                s + time_step * along / room,
+                s + course_step(point, placement, motion.velocity, time_step),
                 off_course + (jnp.sum(outside) >= WHEELS_OUT),
                 wall_contact + touching,
             ), None

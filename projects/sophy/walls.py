@@ -46,6 +46,14 @@ def offset_of(placement: Placement, x: Array, y: Array) -> Array:
     return placement.offset + x * placement.sine + y * placement.cosine
 
 
+def course_step(
+    point: TrackPoint, placement: Placement, velocity: Array, time_step: float
+) -> Array:
+    """How far a car with a velocity [2] comes along the centre line in a step [] [m]."""
+    along = velocity[0] * placement.cosine - velocity[1] * placement.sine
+    return time_step * along / jnp.maximum(1.0 - placement.offset * point.curvature, 0.25)
+
+
 def corners(car: Car) -> tuple[Array, Array]:
     """Corners of the body, x [4] and y [4] [m], in the wheels' order."""
     middle = 0.5 * (car.wheel_x[0] + car.wheel_x[3])
