@@ -208,20 +208,21 @@ class TestFailures:
             assert len(local.received) == 3
         assert not isinstance(caught.value, Stop)
 
-    @pytest.mark.parametrize(
-        ("header", "least", "most"),
-        [
-            ("2.5", 2.5, 2.5),
-            ("0", 0, 0),
-            ("-3", 0, 0),
-            (format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True), 3000, 3601),
-        ],
-    )
-    def test_retry_after_is_read_as_seconds_or_date(self, header, least, most):
+    @pytest.mark.parametrize(("header", "seconds"), [("2.5", 2.5), ("0", 0), ("-3", 0)])
+    def test_retry_after_is_read_as_seconds(self, header, seconds):
         with LocalServer([server.too_many(header)]) as local:
             with pytest.raises(TransientError) as caught:
                 attempt(local).complete(request())
-        assert least <= caught.value.retry_after <= most
+        assert caught.value.retry_after == seconds
+
+    def test_retry_after_is_read_as_date(self):
+        # The date is made here, not while tests are collected: that may be an hour earlier.
+        header = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
+        with LocalServer([server.too_many(header)]) as local:
+            with pytest.raises(TransientError) as caught:
+                attempt(local).complete(request())
+        assert caught.value.retry_after is not None
+        assert 3000 <= caught.value.retry_after <= 3601
 
     @pytest.mark.parametrize("header", ["soon", "nan", "inf", ""])
     def test_a_retry_after_without_sense_is_none(self, header):
