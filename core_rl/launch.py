@@ -124,7 +124,6 @@ def make_learner(
         episode_length=episode_length,
         batch_size=config.agent.batch_size,
         n_step=config.agent.n_step,
-        discount=lambda state: state.hypers.discount,
         membership=membership,
         hindsight=hindsight,
     )

@@ -58,6 +58,7 @@ class QRSACConfig:
     num_quantiles: int = 32  # quantiles per critic; 1 is scalar SAC with a squared loss
     n_step: int = 7  # steps folded into one target
     discount: float = 0.9896  # per step
+    discount_final: float = 0.0  # after the annealing, to which the horizon grows; 0 keeps it
     actor_lr: float = 3e-4  # Adam's learning rate of the actor
     critic_lr: float = 3e-4  # Adam's learning rate of the critics
     alpha_lr: float = 3e-4  # Adam's learning rate of the temperature
@@ -66,6 +67,8 @@ class QRSACConfig:
     learn_alpha: bool = True  # whether the temperature follows the target entropy
     alpha: float = 0.01  # temperature: fixed, or where learning it begins
     target_entropy_per_dim: float = -1.0  # [nats] per action entry
+    target_entropy_final: float | None = None  # after the annealing; none keeps it [nats]
+    anneal_updates: int = 0  # updates over which discount and target entropy become their final
     target_mix: float = 0.005  # share of the online critic mixed into the target per update
     actor_average: float = 0.0  # decay of the averaged actor that acts greedily; 0 is off
     max_grad_norm: float = 0.0  # global gradient norm above which it is scaled down; 0 is off
@@ -82,15 +85,24 @@ class QRSACConfig:
         for name in "actor_lr critic_lr alpha".split():
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        not_negative = "alpha_lr max_grad_norm reset_interval lr_decay_updates reconstruct_weight"
-        for name in not_negative.split():
+        not_negative = "alpha_lr max_grad_norm reset_interval lr_decay_updates anneal_updates"
+        for name in [*not_negative.split(), "reconstruct_weight"]:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in "discount target_mix lr_final".split():
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
-        if not 0 <= self.actor_average < 1:
-            raise ValueError(f"actor_average must be in [0, 1), got {self.actor_average}")
+        for name in "actor_average discount_final".split():
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.discount_final and self.discount == 1:
+            raise ValueError("discount must be below 1 with discount_final, got 1.0")
+        anneals = self.discount_final > 0 or self.target_entropy_final is not None
+        if anneals != (self.anneal_updates > 0):
+            raise ValueError(
+                "anneal_updates must be positive with discount_final or target_entropy_final, and "
+                f"0 without them, got {self.anneal_updates}"
+            )
         for name in "hidden static_hidden".split():
             if min(getattr(self, name), default=0) < 1:
                 raise ValueError(f"{name} must be positive widths, got {getattr(self, name)}")
@@ -260,6 +272,13 @@ def make_qr_sac(
     def greedy(state: QRSACState, carry, obs: Obs):
         return policy(state, obs).mode(), carry
 
+    def discount(state: QRSACState) -> jax.Array:
+        if not config.discount_final:
+            return state.hypers.discount
+        # Evenly in orders of magnitude of the horizon 1 / (1 - discount).
+        first, last = jnp.log(1.0 - state.hypers.discount), jnp.log(1.0 - config.discount_final)
+        return 1.0 - jnp.exp(first + (last - first) * _share(state, config.anneal_updates))
+
     def deploy(state: QRSACState) -> QRSACState:
         networks = Networks(
             actor=None if config.actor_average else state.networks.actor,
@@ -305,7 +324,9 @@ def make_qr_sac(
         actor_input = read(actor_entries, stats, batch.obs)
         critic_input = read(critic_entries, stats, batch.obs)
         alpha = jnp.exp(state.log_alpha)
-        lr_scale = _lr_scale(config, state.num_updates)
+        lr_scale = 1.0
+        if config.lr_decay_updates:
+            lr_scale += (config.lr_final - 1.0) * _share(state, config.lr_decay_updates)
 
         def with_action(inputs: Inputs, obs: Obs, action: jax.Array) -> Inputs:
             """All that the critics read: `inputs` of the observation, the action `[B, A]`, and what
@@ -377,7 +398,11 @@ def make_qr_sac(
 
         log_alpha, alpha_opt = state.log_alpha, state.alpha_opt
         if config.learn_alpha:
-            target_entropy = hypers.target_entropy_per_dim * action_size
+            target_entropy = hypers.target_entropy_per_dim
+            if config.target_entropy_final is not None:
+                change = config.target_entropy_final - target_entropy
+                target_entropy += change * _share(state, config.anneal_updates)
+            target_entropy *= action_size
             alpha_grad = jax.grad(
                 lambda x: jnp.mean(
                     jax.vmap(temperature_loss, in_axes=(None, 0, None))(x, log_prob, target_entropy)
@@ -426,15 +451,13 @@ def make_qr_sac(
         )
         return state, metrics
 
-    return Agent(init, carry, act, greedy, update, deploy, adopt, policy)
+    return Agent(init, carry, act, greedy, update, deploy, adopt, discount, policy)
 
 
 def _mix(old: Params, new: Params, share: float) -> Params:
     return jax.tree.map(lambda a, b: a + share * (b - a), old, new)
 
 
-def _lr_scale(config: QRSACConfig, num_updates: jax.Array) -> jax.Array | float:
-    if not config.lr_decay_updates:
-        return 1.0
-    progress = jnp.minimum(num_updates / config.lr_decay_updates, 1.0)
-    return 1.0 + (config.lr_final - 1.0) * progress
+def _share(state: QRSACState, num_updates: int) -> jax.Array:
+    """How much [] of a change that takes `num_updates` is behind it."""
+    return jnp.minimum(state.num_updates / num_updates, 1.0)

@@ -83,7 +83,6 @@ def make_trainer(
     episode_length: int,
     batch_size: int,
     n_step: int,
-    discount: Callable[[Any], jax.Array],
     membership: Callable[[State], Mapping[str, jax.Array]] | None = None,
     hindsight: Hindsight | None = None,
 ) -> Trainer:
@@ -96,7 +95,6 @@ def make_trainer(
       episode_length: steps after which an episode is truncated.
       batch_size: `B`, transitions per update.
       n_step: steps folded into one target.
-      discount: reads the discount from the agent's state, so that it may vary in a population.
       membership: given the state `[N]` that a step led to, says for each table of `config.tables`
         which of the `N` transitions belong to it, bool `[N]`.
       hindsight: what `config.hindsight` needs to know of the task.
@@ -184,7 +182,7 @@ def make_trainer(
         return dataclasses.replace(state, carry=carry, replay=memory, slots=slots), experience
 
     def learn(state: TrainState, key: Key) -> tuple[TrainState, Metrics]:
-        gamma = discount(state.agent)
+        gamma = agent.discount(state.agent)
 
         def one_update(learner: Any, key: Key) -> tuple[Any, Metrics]:
             sample_key, loss_key = jax.random.split(key)

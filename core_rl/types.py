@@ -53,6 +53,7 @@ class Agent(NamedTuple):
     update: Callable[..., tuple[Any, Metrics]]  # (state, Batch[B], key) -> state, metrics
     deploy: Callable[[Any], Any]  # (state) -> the little of it that `greedy` reads, the rest None
     adopt: Callable[[Any, Any], Any]  # (fresh state, trained state) -> the fresh one, having learnt
+    discount: Callable[[Any], jax.Array]  # (state) -> [] of the next update's targets, per step
     # (state, obs[...]) -> distribution of action[..., A] whose mode is what `greedy` does, if known
     policy: Callable[[Any, Obs], Any] | None = None
 

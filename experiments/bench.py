@@ -152,7 +152,6 @@ def core_updates(num_quantiles: int, num_updates: int) -> Callable[[], float]:
         episode_length=1000,
         batch_size=BATCH_SIZE,
         n_step=1,
-        discount=lambda state: state.hypers.discount,
     )
     epoch = jax.jit(trainer.epoch, donate_argnums=0)
     state, _ = epoch(jax.jit(trainer.init)(jax.random.key(0)))

@@ -113,7 +113,6 @@ def make_population(task: RewardTask, num_epochs: int) -> Population:
         episode_length=task.episode_length,
         batch_size=task.agent.batch_size,
         n_step=task.agent.n_step,
-        discount=lambda state: state.hypers.discount,
     )
     evaluator = make_evaluator(
         test_env,

@@ -45,6 +45,7 @@ def constant_agent(action: float) -> Agent:
         update=unused,
         deploy=unused,
         adopt=unused,
+        discount=unused,
     )
 
 

@@ -79,7 +79,6 @@ def trained(request):
             episode_length=PROBE_LENGTH,
             batch_size=config.batch_size,
             n_step=config.n_step,
-            discount=lambda state: state.hypers.discount,
         )
         state, _ = trainer.epoch(trainer.init(key))
         return state.agent

@@ -491,6 +491,38 @@ def test_batch_without_its_axis_is_refused():
         agent.update(state, jax.tree.map(lambda leaf: leaf[0], make_batch()), KEY)
 
 
+def test_the_horizon_is_annealed_in_orders_of_magnitude():
+    _, agent, state, _ = setup(discount=0.9, discount_final=0.999, anneal_updates=10)
+
+    def horizon(num_updates: int) -> float:
+        state_then = dataclasses.replace(state, num_updates=jnp.asarray(num_updates))
+        return float(1.0 / (1.0 - agent.discount(state_then)))
+
+    # From 10 steps to 1,000: half way in orders of magnitude are 100.
+    np.testing.assert_allclose(
+        [horizon(n) for n in (0, 5, 10, 99)], [10.0, 100.0, 1000.0, 1000.0], rtol=1e-3
+    )
+
+
+def test_without_annealing_the_discount_is_the_members_own():
+    _, agent, state, _ = setup(discount=0.9)
+    assert agent.discount(state) == state.hypers.discount
+
+
+def test_the_target_entropy_is_annealed_linearly():
+    # The temperature rises while the policy's entropy is below its target, and falls above.
+    _, _, state, update = setup(
+        target_entropy_per_dim=50.0, target_entropy_final=-50.0, anneal_updates=10
+    )
+
+    def change(num_updates: int) -> float:
+        state_then = dataclasses.replace(state, num_updates=jnp.asarray(num_updates))
+        return float(update(state_then, make_batch(), KEY)[0].log_alpha - state.log_alpha)
+
+    assert change(0) > 0 and change(4) > 0
+    assert change(6) < 0 and change(10) < 0 and change(99) < 0
+
+
 def test_hypers_are_read_from_the_configuration():
     hypers = Hypers.from_config(make_config(actor_lr=0.5, discount=0.25))
     assert (hypers.actor_lr, hypers.discount, hypers.target_entropy_per_dim) == (0.5, 0.25, -1.0)
@@ -513,6 +545,21 @@ def test_hypers_are_read_from_the_configuration():
         ({"reconstruct_weight": -1.0}, "reconstruct_weight must not be negative, got -1.0"),
         ({"reset_interval": -1}, "reset_interval must not be negative, got -1"),
         ({"lr_decay_updates": -1}, "lr_decay_updates must not be negative, got -1"),
+        (
+            {"anneal_updates": 5},
+            "anneal_updates must be positive with discount_final or target_entropy_final, and "
+            "0 without them, got 5",
+        ),
+        (
+            {"discount_final": 0.99},
+            "anneal_updates must be positive with discount_final or target_entropy_final, and "
+            "0 without them, got 0",
+        ),
+        ({"discount_final": 1.0}, r"discount_final must be in \[0, 1\), got 1.0"),
+        (
+            {"discount": 1.0, "discount_final": 0.9, "anneal_updates": 1},
+            "discount must be below 1 with discount_final, got 1.0",
+        ),
         ({"discount": 1.1}, r"discount must be in \(0, 1\], got 1.1"),
         ({"target_mix": 0.0}, r"target_mix must be in \(0, 1\], got 0.0"),
         ({"lr_final": 0.0}, r"lr_final must be in \(0, 1\], got 0.0"),

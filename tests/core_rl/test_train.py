@@ -38,7 +38,6 @@ def build(env: CountingEnv, agent_config: QRSACConfig, train_config: TrainConfig
         "episode_length": LENGTH,
         "batch_size": agent_config.batch_size,
         "n_step": agent_config.n_step,
-        "discount": lambda state: state.hypers.discount,
         "membership": is_late,
     }
     agent = make_qr_sac(agent_config, env.action_size)

@@ -95,7 +95,6 @@ def test_a_reward_trains_as_it_does_inside_the_environment(task, population, pro
         episode_length=task.episode_length,
         batch_size=config.batch_size,
         n_step=config.n_step,
-        discount=lambda state: state.hypers.discount,
     )
 
     def epoch(state):
