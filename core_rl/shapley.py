@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.tree_util import Partial
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -155,27 +156,35 @@ def importance_picture(
             )
         if not np.all(np.isfinite(numbers)):
             raise UserError(f"{name} is not finite")
-    order = np.argsort(-sizes, kind="stable")
-    places = np.arange(len(order))
-    figure = Figure((5.6, 1.1 + 0.34 * len(order)), layout="constrained", facecolor="white")
+    figure = Figure((5.6, 1.1 + 0.34 * len(names)), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    importance_bars(axes, names, sizes, errors)
+    axes.set_xlim(left=0)
+    label = "mean |Shapley value| ± standard error" + (f" [{unit}]" if unit else "")
+    axes.set_xlabel(label, color=INK, fontsize=8.5)
+    axes.set_title(title, loc="left", color=INK, fontsize=10, weight="bold")
+    return figure
+
+
+def importance_bars(
+    axes: Axes, names: Sequence[str], sizes: np.ndarray, errors: np.ndarray
+) -> None:
+    """Draws bars of `sizes` [G], the largest on top, with whiskers of `errors`, [G] or, below and
+    above, [2, G]."""
+    order = np.argsort(-sizes, kind="stable")
+    places = np.arange(len(order))
     axes.barh(places, sizes[order], height=0.62, color=BLUE)
     whiskers = {"fmt": "none", "ecolor": INK, "elinewidth": 1.2, "capsize": 3}
-    axes.errorbar(sizes[order], places, xerr=errors[order], **whiskers)
+    axes.errorbar(sizes[order], places, xerr=errors[..., order], **whiskers)
     axes.set_yticks(places, [names[int(k)] for k in order])
     axes.invert_yaxis()
-    axes.set_xlim(left=0)
     axes.grid(color=GRID, linewidth=0.7, axis="x")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(MUTED)
     axes.tick_params(colors=MUTED, labelsize=8, length=3)
     axes.tick_params(axis="y", labelcolor=INK, labelsize=9, length=0)
-    label = "mean |Shapley value| ± standard error" + (f" [{unit}]" if unit else "")
-    axes.set_xlabel(label, color=INK, fontsize=8.5)
-    axes.set_title(title, loc="left", color=INK, fontsize=10, weight="bold")
-    return figure
 
 
 def _check(

@@ -14,31 +14,19 @@ reconstruction loss) is, but for the afterstate, the kind of agent that Sony pub
 """
 
 import dataclasses
-import json
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from core_rl import flags
-from core_rl.launch import RunConfig, run
-from core_rl.report import encode_png
-from core_rl.tracking import read_metrics
+from core_rl.launch import Outcome, RunConfig
 from experiments import ace_return
+from experiments.ablation import Ablated, AblationConfig, Variant, ablate, agent
 from experiments.ace_return import AceReturn
-from projects.ace.render import learning_curves
 
 LAST = 3  # evaluations at the end of a run that are averaged
-
-
-def _agent(**changes: object) -> Callable[[AceReturn], AceReturn]:
-    return lambda base: dataclasses.replace(
-        base,
-        agent=dataclasses.replace(base.agent, **changes),  # pyright: ignore[reportArgumentType]
-    )
 
 
 def _tables(*shares: tuple[str, float]) -> Callable[[AceReturn], AceReturn]:
@@ -50,24 +38,24 @@ def _tables(*shares: tuple[str, float]) -> Callable[[AceReturn], AceReturn]:
 def _no_history(base: AceReturn) -> AceReturn:
     sensing = dataclasses.replace(base.env.sensing, history=1)
     env = dataclasses.replace(base.env, sensing=sensing)
-    return dataclasses.replace(_agent(actor_obs=("state", "readings"))(base), env=env)
+    return dataclasses.replace(agent(actor_obs=("state", "readings"))(base), env=env)
 
 
-VARIANTS: dict[str, tuple[str, Callable[[AceReturn], AceReturn]]] = {
-    "full": ("the full recipe", lambda base: base),
-    "no_afterstate": ("no afterstate for the critics", _agent(afterstate=False)),
-    "symmetric": (
+VARIANTS = {
+    "full": Variant("the full recipe", lambda base: base),
+    "no_afterstate": Variant("no afterstate for the critics", agent(afterstate=False)),
+    "symmetric": Variant(
         "symmetric critics: they see what the actor sees",
-        _agent(critic_obs=("state", "readings", "estimate"), afterstate=False),
+        agent(critic_obs=("state", "readings", "estimate"), afterstate=False),
     ),
-    "no_filter": (
+    "no_filter": Variant(
         "no filter: the actor sees the last eight readings",
-        _agent(actor_obs=("state", "readings")),
+        agent(actor_obs=("state", "readings")),
     ),
-    "no_history": ("no history: the actor sees the newest reading", _no_history),
-    "no_reconstruction": ("no reconstruction loss", _agent(reconstruct_obs=())),
-    "scalar": ("scalar critics", _agent(num_quantiles=1)),
-    "tables": (
+    "no_history": Variant("no history: the actor sees the newest reading", _no_history),
+    "no_reconstruction": Variant("no reconstruction loss", agent(reconstruct_obs=())),
+    "scalar": Variant("scalar critics", agent(num_quantiles=1)),
+    "tables": Variant(
         "event tables: a tenth of each batch",
         _tables(("miss", 0.025), ("net", 0.025), ("out", 0.025), ("legal", 0.025)),
     ),
@@ -75,23 +63,12 @@ VARIANTS: dict[str, tuple[str, Callable[[AceReturn], AceReturn]]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class AceAblations:
-    only: tuple[str, ...] = ()  # variants by name; empty: all
-    num_seeds: int = 3  # per variant
-    first_seed: int = 100  # of them; no other experiment uses these
-    epochs: int = 20  # of 512 updates, per run: the recipe, cut short
+class AceAblations(AblationConfig):
     out: str = "runs/ace_ablations"  # where the runs go
-    json: bool = False  # print one JSON object
 
     def __post_init__(self):
-        for name in ("num_seeds", "epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.first_seed < 0:
-            raise ValueError(f"first_seed must not be negative, got {self.first_seed}")
-        for name in self.only:
-            if name not in VARIANTS:
-                raise ValueError(f"only must be among {', '.join(VARIANTS)}, got {name!r}")
+        super().__post_init__()
+        self._check_only(VARIANTS)
 
 
 def run_config(config: AceAblations, variant: str, seed: int) -> AceReturn:
@@ -104,71 +81,26 @@ def run_config(config: AceAblations, variant: str, seed: int) -> AceReturn:
         seed=seed,
         workdir=str(Path(config.out) / f"{variant}-s{seed}"),
     )
-    return VARIANTS[variant][1](base)
+    return VARIANTS[variant].change(base)
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean of a few values by Student's t; all of [0, 1] for a single one."""
-    if len(values) < 2:
-        return 0.0, 1.0
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(max(values.mean() - half, 0.0)), float(min(values.mean() + half, 1.0))
-
-
-def curve_of(rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Updates and shares of legal returns after each epoch [E] of a run."""
-    return (
-        np.array([row["updates"] for row in rows], float),
-        np.array([row["eval/legal"] for row in rows]),
-    )
-
-
-def summarise(curves: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """What `--json` prints of the curves [S, E] by variant."""
-    result = {}
-    for name, values in curves.items():
-        final = values[:, -LAST:].mean(axis=1)
-        low, high = interval(final)
-        result[name] = {
-            "what": VARIANTS[name][0],
-            "returned": float(final.mean()),
-            "low": low,
-            "high": high,
-            "seeds": [round(float(value), 4) for value in final],
-        }
-    return result
+def returned(outcome: Outcome, _: Any) -> float:
+    return float(np.mean([row["eval/legal"] for row in outcome.rows[-LAST:]]))
 
 
 def main(config: AceAblations) -> int:
-    names = config.only or tuple(VARIANTS)
-    runs: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    updates = np.zeros(0)
-    for seed in range(config.first_seed, config.first_seed + config.num_seeds):
-        for name in names:
-            made = run_config(config, name, seed)
-            sys.stderr.write(f"{made.workdir}: {VARIANTS[name][0]}\n")
-            experiment, _ = ace_return.make_experiment(made)
-            outcome = run(experiment, made.workdir)
-            if outcome.exit_code:
-                return outcome.exit_code
-            updates, curve = curve_of(read_metrics(outcome.workdir / "metrics.jsonl"))
-            runs[name].append(curve)
-    curves = {name: np.stack(values) for name, values in runs.items()}
-    result = summarise(curves)
-    if config.json:
-        print(json.dumps(result))
-    else:
-        print(f"{'variant':<52} {'returned':>8} {'95 % interval':>15}   seeds")
-        for row in result.values():
-            each = " ".join(f"{value:.3f}" for value in row["seeds"])
-            bounds = f"{row['low']:.3f} - {row['high']:.3f}"
-            print(f"{row['what']:<52} {row['returned']:8.3f} {bounds:>15}   {each}")
-    title = f"Returned balls over {int(updates[-1]):,} updates, {config.num_seeds} seeds"
-    named = {VARIANTS[name][0]: values for name, values in curves.items()}
-    picture = Path(config.out) / "ablations.png"
-    picture.write_bytes(encode_png(learning_curves(updates, named, title)))
-    sys.stderr.write(f"{picture}\n")
-    return 0
+    return ablate(
+        config,
+        VARIANTS,
+        Ablated(
+            make_config=lambda variant, seed: run_config(config, variant, seed),
+            make_experiment=ace_return.make_experiment,
+            column="eval/legal",
+            result=returned,
+            measure="returned",
+            y_label="legal returns, share of unseen balls",
+        ),
+    )
 
 
 if __name__ == "__main__":

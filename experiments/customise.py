@@ -33,7 +33,6 @@ from core_rl.report import encode_png
 from core_rl.residual_mppi import VARIANTS, ResidualMPPIConfig, Variant
 from core_rl.tracking import open_workdir
 from core_rl.types import Agent, Key
-from experiments.sophy_demo import BUNDLE
 from experiments.sophy_evaluate import env_config_of
 from projects.sophy.addons import Addon, parse_addon
 from projects.sophy.drive import show_time
@@ -44,7 +43,9 @@ from projects.sophy.planning import OPEN_LOOP, RACING, make_planning_driver, wit
 from projects.sophy.render import Shown, comparison
 from projects.sophy.time_trial import DriveState, TimeTrial, with_calm_starts
 
-MODEL_FILE = BUNDLE.with_name("time_trial_motion.npz")
+# The driver that docs/residual_mppi.md customises: ten minutes of an earlier recipe.
+BUNDLE = Path(__file__).parents[1] / "projects/sophy/policies/prior"
+MODEL_FILE = BUNDLE.with_name("prior_motion.npz")
 MODEL_STEPS = 200_000  # control steps that a model is learnt from, some 260 laps
 MODEL_SEED = 5_000_000
 DRIVE_SEED = 8_500_000  # starts of the drives; neither training nor tuning sees them

@@ -268,7 +268,7 @@ def _given(function: Any) -> Callable[..., Any]:
 
 
 def sac_config(num_laps: int, seed: int, workdir: str) -> SophyTimeTrial:
-    """The time trial's recipe, begun with the committed actor, on so many laps' worth of steps."""
+    """The recipe that made the prior, begun with its actor, on so many laps' worth of steps."""
     base = sophy_time_trial.CONFIG
     num_envs, steps_per_epoch, warmup_steps = 32, 32, 32
     steps = num_laps * STEPS_PER_LAP // num_envs - warmup_steps
@@ -276,7 +276,17 @@ def sac_config(num_laps: int, seed: int, workdir: str) -> SophyTimeTrial:
     updates = num_epochs * steps_per_epoch * base.train.updates_per_step
     return dataclasses.replace(
         base,
-        agent=dataclasses.replace(base.agent, lr_decay_updates=updates),
+        agent=dataclasses.replace(
+            base.agent,
+            layer_norm=False,
+            num_critics=2,
+            actor_lr=5e-4,
+            critic_lr=5e-4,
+            lr_decay_updates=updates,
+            discount_final=0.0,
+            target_entropy_final=None,
+            anneal_updates=0,
+        ),
         train=dataclasses.replace(
             base.train,
             num_envs=num_envs,

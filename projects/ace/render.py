@@ -493,34 +493,3 @@ def _draw_rates(axes: Axes, rows: Sequence[Mapping[str, Any]], name: str) -> Non
     axes.set_xlim(-0.6, len(rows) - 0.4)
     for edge in places[1:] - 0.5:
         axes.axvline(edge, color=GRID, linewidth=0.7, zorder=0)
-
-
-def learning_curves(updates: np.ndarray, curves: Mapping[str, np.ndarray], title: str) -> Figure:
-    """Shares of legal returns over a training: the mean over seeds, and each seed thinly.
-
-    Args:
-      updates: [E] at which it was evaluated.
-      curves: by name, [S, E] shares.
-      title: of the picture.
-    """
-    _check("updates", updates, (None,))
-    figure = _new_figure(9.6, 5.2)
-    axes = _panel(figure, 0.7, 0.7, 5.0, 3.7)
-    _plain(axes, "updates", "")
-    axes.set_ylabel("legal returns [% of unseen balls]", **LABEL)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
-    colours = (INK, BLUE, VERMILION, GREEN, PURPLE, "#E69F00", "#56B4E9", ARM)
-    ends = sorted(curves, key=lambda name: -float(curves[name][:, -1].mean()))
-    for number, (name, values) in enumerate(curves.items()):
-        _check(f"curve {name!r}", values, (None, len(updates)))
-        colour = colours[number % len(colours)]
-        for seed in values:
-            axes.plot(updates, seed, color=colour, linewidth=0.7, alpha=0.35)
-        axes.plot(updates, values.mean(axis=0), color=colour, linewidth=2.2, label=name)
-    axes.set_ylim(0.0, 1.0)
-    axes.set_xlim(0.0, float(updates[-1]))
-    lines = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    place = {"loc": "upper left", "bbox_to_anchor": (1.03, 1.0)}
-    axes.legend([lines[name] for name in ends], ends, **LEGEND, **place)
-    _head(figure, title, "thick: mean over the seeds; thin: each seed; names in the order they end")
-    return figure

@@ -35,12 +35,12 @@ NEAR = 5.0  # distance added before dividing by it, so that near points stay fin
 
 @dataclasses.dataclass(frozen=True)
 class ObservationConfig:
-    num_points: int = 20  # course points per line
+    num_points: int = 20  # course points per line; 0: none
     horizon: float = 6.0  # how far ahead they reach at the present speed [s]
 
     def __post_init__(self):
-        if self.num_points < 1:
-            raise ValueError(f"num_points must be at least 1, got {self.num_points}")
+        if self.num_points < 0:
+            raise ValueError(f"num_points must not be negative, got {self.num_points}")
         if not self.horizon > 0:
             raise ValueError(f"horizon must be positive, got {self.horizon}")
 
