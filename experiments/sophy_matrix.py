@@ -4,7 +4,8 @@
 
 Each cell is one flying lap after a run-up of a fifth of the lap, at most 500 m, over the
 quasi-steady reference of the archetype that the car is or varies, and over the minimum lap time
-where the table of limits has it. `OUT/cells.jsonl` gets the cells as they
+where the table of limits has it, or what it has for a variation's archetype (`estimate_limits`).
+`OUT/cells.jsonl` gets the cells as they
 finish: the same command again drives only those that are missing (another policy needs another
 directory). `OUT/matrix.png` shows the median
 ratio (to the limit where every cell has one) and the share of clean laps by archetype and circuit.
@@ -31,9 +32,8 @@ from core_rl.errors import UsageError
 from core_rl.policy import Policy, load_policy
 from core_rl.report import encode_png
 from experiments.sophy_evaluate import env_config_of
-from projects.sophy.cars import load_car
 from projects.sophy.laps import SLACK
-from projects.sophy.limits import cheats, find_limit
+from projects.sophy.limits import estimate_limits, faster_than
 from projects.sophy.time_trial import CONTROL_STEP, DriveState, TimeTrial
 
 RUN_UP = 0.2, 500.0  # before the line: share of the lap, and at most [m]
@@ -128,6 +128,8 @@ def drive_cells(
     driver = make_batch_driver(env, policy)
     laps = jax.device_get(env.references)
     reference = laps.laps.lap_time[laps.row]  # [K, T]
+    names, compounds = zip(*env.entrants, strict=True)
+    limits = estimate_limits(names, compounds, env.tracks)
     # Laps of like length finish together.
     todo = sorted(todo, key=lambda cell: reference[cell[1], cell[0]])
     for first in range(0, len(todo), batch):
@@ -137,15 +139,12 @@ def drive_cells(
         driven = jax.device_get(driver(policy.params, filled[:, 0], filled[:, 1]))
         for index, (circuit, car_index) in enumerate(cells):
             entrant = env.entrants[car_index]
-            limit = None
-            if ":" not in entrant.car:
-                limit = find_limit(
-                    load_car(entrant.car, entrant.compound),
-                    jax.tree.map(lambda leaf, at=circuit: leaf[at], env.tracks),
-                )
-            base = float(reference[car_index, circuit])
+            base, limit = float(reference[car_index, circuit]), float(limits[car_index, circuit])
             lap_time = float(driven.lap_time[index])
             done = lap_time > 0.0
+            alarm = ""
+            if done and lap_time < limit and ":" not in entrant.car:  # estimates prove nothing
+                alarm = faster_than(limit, lap_time, env.circuits[circuit], entrant.car)
             off = int(driven.off_course_steps[index])
             wall = int(driven.wall_contact_steps[index])
             yield {
@@ -154,12 +153,13 @@ def drive_cells(
                 "compound": entrant.compound,
                 "circuit": env.circuits[circuit],
                 "lap_time": round(lap_time, 3) if done else None,
-                "ratio_to_limit": round(lap_time / limit.lap_time, 4) if done and limit else None,
+                "ratio_to_limit": round(lap_time / limit, 4) if done and limit > 0.0 else None,
                 "ratio_to_reference": round(lap_time / base, 4) if done else None,
                 "off_course_steps": off,
                 "wall_contact_steps": wall,
                 "clean": done and off == 0 and wall == 0,
-                "alarm": cheats([lap_time], limit) if done else "",
+                "estimated": ":" in entrant.car,
+                "alarm": alarm,
             }
 
 
@@ -257,7 +257,8 @@ def main(config: Matrix) -> int:
     todo = [indices for key, indices in wanted.items() if key not in there]
     began, alarms = time.monotonic(), 0
     with path.open("a", encoding="utf-8") as file:
-        for count, cell in enumerate(drive_cells(env, policy, digest, todo, config.batch), start=1):
+        driven = drive_cells(env, policy, digest, todo, config.batch) if todo else ()
+        for count, cell in enumerate(driven, start=1):
             file.write(json.dumps(cell) + "\n")
             cells.append(cell)
             alarms += bool(cell["alarm"])

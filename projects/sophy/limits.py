@@ -2,7 +2,8 @@
 
 `limits.jsonl` has a row per car and circuit, appended by `projects.sophy.limit --table`. A row is
 found by what it was computed for (`car_digest`, `course_signature`), not by name, so that a car or
-circuit that has changed since has no limit rather than a wrong one. Nothing here needs casadi.
+circuit that has changed since has no limit rather than a wrong one. A variation of a car has its
+limit estimated from the car's. Nothing here needs casadi.
 """
 
 import hashlib
@@ -13,14 +14,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from core_rl.errors import UserError
 from projects.sophy.car import Car
-from projects.sophy.track import Track
+from projects.sophy.cars import load_car, load_cars
+from projects.sophy.reference import envelopes_on, extreme_grounds, lap_within
+from projects.sophy.track import NUM_NODES, Track
 
 TABLE = Path(__file__).with_name("limits.jsonl")
 NUM_POINTS = 200  # of a line in the table
+SMOOTHING = 60.0  # wavelengths of a line that estimates leave out, about [m]
 TOLERANCE = 3e-3  # of a signature: splines differ a little between machines
 
 
@@ -90,8 +95,64 @@ def cheats(lap_times: Sequence[float], row: Row | None) -> str:
     """One loud line where a lap was faster than the limit, else nothing."""
     if row is None or not lap_times or min(lap_times) >= row.lap_time:
         return ""
+    return faster_than(row.lap_time, min(lap_times), row.circuit, row.car)
+
+
+def faster_than(limit: float, lap_time: float, circuit: str, car: str) -> str:
+    """The line that says it; times in seconds."""
     return (
-        f"FASTER THAN THE LIMIT: a lap of {min(lap_times):.3f} s on {row.circuit} with {row.car},"
-        f" where optimal control found {row.lap_time:.3f} s: the simulator is being cheated, or the"
+        f"FASTER THAN THE LIMIT: a lap of {lap_time:.3f} s on {circuit} with {car},"
+        f" where optimal control found {limit:.3f} s: the simulator is being cheated, or the"
         " limit is wrong"
     )
+
+
+def estimate_limits(
+    names: Sequence[str], compounds: Sequence[str], stack: Track, path: Path = TABLE
+) -> np.ndarray:
+    """Minimum lap times [K, T] [s] of cars on compounds, on circuits stacked as leaves [T, ...].
+
+    Those of archetypes are the table's. That of a variation is its archetype's, times how much
+    faster or slower the quasi-steady lap of the variation is than its archetype's, both on the
+    archetype's fastest line. NaN where the archetype's is not in the table.
+    """
+    archetypes = [name.partition(":")[0] for name in names]
+    bases = list(dict.fromkeys(zip(archetypes, compounds, strict=True)))
+    row_of = np.array([bases.index(base) for base in zip(archetypes, compounds, strict=True)])
+    cars = [load_cars([name], tyre) for name, tyre in [*zip(names, compounds, strict=True), *bases]]
+    everyone = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *cars)
+    within = jax.jit(
+        jax.vmap(lambda within, track, line: lap_within(within, track, offset=line), (0, None, 0))
+    )
+    envelopes = {}  # circuits with the same surfaces share them
+    result = np.full((len(names), stack.length.shape[0]), np.nan)
+    for index in range(stack.length.shape[0]):
+        track = jax.tree.map(lambda leaf, at=index: leaf[at], stack)
+        rows = [find_limit(load_car(*base), track, path) for base in bases]
+        if not any(rows):
+            continue
+        grounds = extreme_grounds(track)
+        key = np.asarray(jax.tree.leaves(grounds)).tobytes()
+        if key not in envelopes:
+            envelopes[key] = _envelopes_of_all(everyone, grounds)
+        lines = np.stack(
+            [_line_at_nodes(row, track) if row else np.zeros(NUM_NODES) for row in rows]
+        )
+        times = within(envelopes[key], track, lines[[*row_of, *range(len(bases))]]).lap_time
+        own, base = np.split(np.asarray(times, np.float64), [len(names)])
+        known = np.array([row.lap_time if row else np.nan for row in rows])
+        result[:, index] = (known / base)[row_of] * own
+    return result
+
+
+_envelopes_of_all = jax.jit(jax.vmap(envelopes_on, (0, None)))
+
+
+def _line_at_nodes(row: Row, track: Track) -> np.ndarray:
+    """The row's offsets at the circuit's nodes [N] [m], smooth enough to differentiate twice."""
+    length = float(track.length)
+    nodes, points = (np.arange(num) * (length / num) for num in (NUM_NODES, NUM_POINTS))
+    waves = np.fft.rfftfreq(NUM_NODES, length / NUM_NODES)
+    line = np.interp(nodes, points, row.offset, period=length)
+    smooth = np.fft.rfft(line) * np.exp(-((SMOOTHING * waves) ** 2))
+    return np.fft.irfft(smooth, NUM_NODES).astype(np.float32)

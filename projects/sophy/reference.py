@@ -89,19 +89,34 @@ def reference_lap(car: Car, track: Track, *, offset: Array | None = None) -> Ref
 
     `offset` holds at the circuit's nodes, left positive, and must be smooth: its second derivative
     is part of the line's curvature.
+    """
+    return lap_within(envelopes_on(car, extreme_grounds(track)), track, offset=offset)
 
-    The envelope is computed on the road's slipperiest and on its grippiest surface and taken as
-    linear in the ground's factor on grip between them: exact for a road of one surface or of two,
-    an approximation for one of more.
+
+def extreme_grounds(track: Track) -> Ground:
+    """The slipperiest and the grippiest surface of the road, leaves [2]."""
+    road = jax.vmap(tracks.at, (None, 0))(track, tracks.node_stations(track)).road
+    extremes = jnp.stack([jnp.argmin(road.grip), jnp.argmax(road.grip)])
+    return jax.tree.map(lambda leaf: leaf[extremes], road)
+
+
+def envelopes_on(car: Car, grounds: Ground) -> Envelope:
+    """The envelopes on two grounds [2], leaves [2, ...]."""
+    wheels = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:, None], (2, 4)), grounds)
+    # One after the other, not mapped: on an even road both are what `envelope` gives, to the bit.
+    return jax.lax.map(lambda ground: envelope(car, ground), wheels)
+
+
+def lap_within(envelopes: Envelope, track: Track, *, offset: Array | None = None) -> ReferenceLap:
+    """The lap of a car with `envelopes` on the circuit's `extreme_grounds`, as `reference_lap`.
+
+    The envelope is taken as linear in the ground's factor on grip between the two: exact for a road
+    of one surface or of two, an approximation for one of more.
     """
     stations = tracks.node_stations(track)
     point = jax.vmap(tracks.at, (None, 0))(track, stations)
     road, curvature = point.road, point.curvature
-    extremes = jnp.stack([jnp.argmin(road.grip), jnp.argmax(road.grip)])
-    grounds = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[extremes, None], (2, 4)), road)
-    # One after the other, not mapped: on an even road both are what `envelope` gives, to the bit.
-    envelopes = jax.lax.map(lambda ground: envelope(car, ground), grounds)
-    low, high = road.grip[extremes]
+    low, high = jnp.min(road.grip), jnp.max(road.grip)
     share = (road.grip - low) / jnp.maximum(high - low, 1e-6)
     gap = jnp.full(NUM_NODES, track.length / NUM_NODES)
     if offset is not None:

@@ -1,0 +1,40 @@
+"""One car, many circuits, one driver: the time trial's recipe on a field of circuits.
+
+    ./run train tour
+    ./run train tour --env.circuit=path/to/Catalunya.csv,path/to/Monza.csv --workdir=runs/two
+
+The garage's experiment with a single car and no driving aids: nothing tells the driver which
+circuit it is on but the course ahead, so it also drives circuits that it has never seen. It trains
+for 55 minutes; what it reaches stands in `docs/benchmarks.md`.
+"""
+
+import dataclasses
+
+from core_rl import flags
+from experiments import sophy_garage, sophy_time_trial
+from experiments.sophy_garage import train
+
+NUM_EPOCHS = 1420
+
+CONFIG = dataclasses.replace(
+    sophy_garage.CONFIG,
+    env=dataclasses.replace(sophy_time_trial.CONFIG.env, circuit="asphalt", relative_progress=True),
+    agent=dataclasses.replace(
+        sophy_time_trial.CONFIG.agent,
+        anneal_updates=512 * NUM_EPOCHS * 9 // 10,
+        lr_decay_updates=512 * NUM_EPOCHS,
+        lr_final=0.05,
+        actor_average=0.999,
+    ),
+    train=dataclasses.replace(
+        sophy_garage.CONFIG.train,
+        num_epochs=NUM_EPOCHS,
+        replay_capacity=1_000_000,
+        tables=(),
+    ),
+    workdir="runs/sophy_tour",
+)
+
+
+if __name__ == "__main__":
+    flags.main(lambda config: train(config, "tour"), CONFIG)
