@@ -62,7 +62,8 @@ class QRSACConfig:
     actor_lr: float = 3e-4  # Adam's learning rate of the actor
     critic_lr: float = 3e-4  # Adam's learning rate of the critics
     alpha_lr: float = 3e-4  # Adam's learning rate of the temperature
-    lr_decay_updates: int = 0  # updates over which learning rates fall linearly; 0 keeps them
+    lr_decay_updates: int = 0  # updates over which learning rates fall; 0 keeps them
+    lr_decay_power: float = 1.0  # of the share of the decay that is left: 1 is linear, 2 is sooner
     lr_final: float = 0.1  # share of the learning rates left after the decay
     learn_alpha: bool = True  # whether the temperature follows the target entropy
     alpha: float = 0.01  # temperature: fixed, or where learning it begins
@@ -82,7 +83,7 @@ class QRSACConfig:
         for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in "actor_lr critic_lr alpha".split():
+        for name in "actor_lr critic_lr alpha lr_decay_power".split():
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         not_negative = "alpha_lr max_grad_norm reset_interval lr_decay_updates anneal_updates"
@@ -326,7 +327,8 @@ def make_qr_sac(
         alpha = jnp.exp(state.log_alpha)
         lr_scale = 1.0
         if config.lr_decay_updates:
-            lr_scale += (config.lr_final - 1.0) * _share(state, config.lr_decay_updates)
+            left = (1.0 - _share(state, config.lr_decay_updates)) ** config.lr_decay_power
+            lr_scale = config.lr_final + (1.0 - config.lr_final) * left
 
         def with_action(inputs: Inputs, obs: Obs, action: jax.Array) -> Inputs:
             """All that the critics read: `inputs` of the observation, the action `[B, A]`, and what

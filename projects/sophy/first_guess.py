@@ -47,7 +47,16 @@ class Course(NamedTuple):
 
 def course_at(track: Track, s: np.ndarray) -> Course:
     """The circuit at stations [S] [m]."""
+    # Always a whole number of these many: what has been compiled then fits most meshes.
+    padded = np.pad(s, (0, -len(s) % NUM_NODES)).astype(np.float32)
+    values = jax.device_get(_course_at(track, jnp.asarray(padded)))
+    return Course(
+        **{name: np.asarray(value[: len(s)], np.float64) for name, value in values.items()}
+    )
 
+
+@jax.jit
+def _course_at(track: Track, s: jax.Array) -> dict[str, jax.Array]:
     def at(s: jax.Array):
         point = tracks.at(track, s)
         beyond = point.width_left + 0.5 * point.kerb
@@ -59,8 +68,7 @@ def course_at(track: Track, s: np.ndarray) -> Course:
         ground = jnp.stack(jax.tree.leaves((point.road, kerb, point.verge)))
         return {name: getattr(point, name) for name in Course._fields[:-1]} | {"ground": ground}
 
-    values = jax.device_get(jax.jit(jax.vmap(at))(jnp.asarray(s, jnp.float32)))
-    return Course(**{name: np.asarray(value, np.float64) for name, value in values.items()})
+    return jax.vmap(at)(s)
 
 
 def gear_ratio(car: Car, speed: Any, xp: Any) -> Any:

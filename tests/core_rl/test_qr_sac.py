@@ -345,9 +345,13 @@ def test_averaged_actor_decays_towards_the_actor_and_is_the_greedy_one(resetting
     assert difference(acted, exploring) > 1e-3
 
 
-def test_learning_rates_fall_linearly_to_their_last_share():
-    _, _, state, update = setup(lr_decay_updates=10, lr_final=0.1)
-    for num_updates, share in [(0, 1.0), (5, 0.55), (10, 0.1), (1000, 0.1)]:
+@pytest.mark.parametrize(
+    ("power", "shares"),
+    [(1.0, {0: 1.0, 5: 0.55, 10: 0.1, 1000: 0.1}), (2.0, {0: 1.0, 5: 0.325, 10: 0.1})],
+)
+def test_learning_rates_fall_by_a_power_to_their_last_share(power, shares):
+    _, _, state, update = setup(lr_decay_updates=10, lr_decay_power=power, lr_final=0.1)
+    for num_updates, share in shares.items():
         aged = dataclasses.replace(state, num_updates=jnp.int32(num_updates))
         after, _ = update(aged, make_batch(), KEY)
         old, new = state.networks, after.networks

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from core_rl.errors import UserError
+from projects.sophy import collocation, limit, limits
 from projects.sophy import drivetrain as drivetrains
-from projects.sophy import limit, limits
 from projects.sophy import tyre as tyres
 from projects.sophy.car import body_acceleration, steady_load, wheel_travel
 from projects.sophy.cars import CAR_NAMES, load_car
 from projects.sophy.circuits import BUILT_IN, load_circuit
 from projects.sophy.circuits.outline import Corner, draw
+from projects.sophy.collocation import Symbols
 from projects.sophy.first_guess import course_at, first_guess, smooth_line
-from projects.sophy.limit import Symbols
 from projects.sophy.surfaces import SURFACES
 from projects.sophy.track import make_track, resurface
 from projects.sophy.tyre import Ground
@@ -83,6 +83,52 @@ def test_engine_and_couplings_are_the_same_in_both_libraries(name):
             np.testing.assert_allclose(there[1], jax.jacfwd(array)(v), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", CAR_NAMES)
+def test_the_engine_with_rounded_kinks_is_the_simulators(name):
+    engine = plain(load_car(name)).drivetrain
+    speed = np.linspace(engine.idle, engine.rev_limit + drivetrains.LIMITER_BAND, 2000)
+    x = ca.SX.sym("x")
+    torque = [
+        collocation.engine_torque(engine, x, 1.0),
+        drivetrains.engine_torque(engine, x, 1.0, Symbols),
+    ]
+    ours, theirs = (np.asarray(v)[0] for v in ca.Function("torque", [x], torque).map(2000)(speed))
+    error = np.abs(ours - theirs) / engine.torque.max()
+    assert error.max() < 0.04  # at the limiter
+    below = speed < engine.rev_limit - collocation.ENGINE_BAND
+    assert error[below].max() < 0.01
+    assert error[below].mean() < 1e-3
+
+
+def test_derivatives_of_the_problem_are_those_of_its_functions():
+    car, track, num = plain(load_car("gt3_fr")), small_circuit(), 4
+    steps, random = np.full(num, 2.0), np.random.default_rng(5)
+    course = course_at(track, np.tile(np.arange(num) * 2.0, 2))
+    courses = np.column_stack([np.column_stack(course[:-1]), course.ground]).T
+    problem, derivatives, _ = collocation.make_problem(
+        car, True, steps, courses, np.array([0.5, 1.0])
+    )
+    x, g = problem["x"], problem["g"]
+    lam_f, lam_g = ca.MX.sym("lam_f"), ca.MX.sym("lam_g", g.numel())
+    hessian, _ = ca.hessian(lam_f * problem["f"] + ca.dot(lam_g, g), x)
+    at = np.tile(np.append(0.7, 0.05 * random.uniform(-1.0, 1.0, 11)), 2 * num)
+    at = np.append(at, random.uniform(-0.5, 0.5, 2 * num))
+    factors = random.uniform(-1.0, 1.0, g.numel())
+    gradient = ca.Function("gradient", [x], [ca.gradient(problem["f"], x)])
+    jacobian = ca.Function("jacobian", [x], [ca.jacobian(g, x)])
+    hessian = ca.Function("hessian", [x, lam_f, lam_g], [ca.triu(hessian)])
+    pairs = [
+        (derivatives["grad_f"](at, [])[1], gradient(at)),
+        (derivatives["jac_g"](at, [])[1], jacobian(at)),
+        (
+            derivatives["hess_lag"](at, [], 0.3, factors),
+            hessian(at, 0.3, factors) + 0.3 * collocation.PROXIMAL * ca.DM.eye(len(at)),
+        ),
+    ]
+    for ours, theirs in pairs:
+        np.testing.assert_allclose(ours.full(), theirs.full(), rtol=1e-8, atol=1e-9)
+
+
 def small_circuit(width=10.0, road="asphalt"):
     """A rounded triangle of about 500 m."""
     corners = [
@@ -118,7 +164,8 @@ def test_a_solved_lap_is_consistent(solved):
     assert found.lap_time <= found.careful_lap_time
     assert found.mesh_error < 5e-3
     assert found.guess_difference < 0.01 * found.lap_time
-    assert {stage for stage, *_ in told} == {"coarse mesh", "second guess", "fine mesh", "free lap"}
+    stages = ["coarse mesh", "second guess", "fine mesh", "free lap", "free lap, fine mesh"]
+    assert list(dict.fromkeys(stage for stage, *_ in told)) == stages
     # What a corner of this radius allows bounds its speed: mu g and a little downforce.
     assert np.abs(found.states[:, 10]).max() < 1.15 * 1.05 * 9.81
 
@@ -132,8 +179,9 @@ def test_the_careful_lap_stays_inside_and_can_be_driven(solved):
         assert np.all(place <= course.width_left + 0.01)
         assert np.all(place >= -course.width_right - 0.01)
     followed = limit.follow(car, track, line)
-    # Slower than planned, since a follower needs some grip to correct, and never faster.
-    assert found.careful_lap_time * 0.998 < followed.lap_time < found.careful_lap_time * 1.08
+    # Gears change with a pause of 0.2 s; on the other hand tyres may be used up to their peak.
+    assert found.lap_time < followed.lap_time < found.careful_lap_time * 1.012
+    assert followed.wheels_out < 3
 
 
 def test_less_grip_takes_longer(solved, monkeypatch):
@@ -173,7 +221,7 @@ def test_circuits_that_do_not_fit_are_refused_in_one_line():
 
 
 def test_an_unsolvable_problem_is_told_in_one_line(monkeypatch):
-    monkeypatch.setattr(limit, "MAX_ITERATIONS", 3)
+    monkeypatch.setattr(collocation, "MAX_ITERATIONS", 3)
     with pytest.raises(limit.LimitError, match="Maximum_Iterations_Exceeded after 3") as error:
         limit.compute_limit(load_car("kart"), small_circuit())
     assert "\n" not in str(error.value)

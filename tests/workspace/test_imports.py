@@ -16,7 +16,7 @@ ONLY_IN = {
     "flax.linen": "core_rl/networks.py",
     "openai": "projects/reward_llm/llm/openai_client.py",
     "cmaes": "projects/reward_llm/search/baselines.py",
-    "casadi": "projects/sophy/limit.py",
+    "casadi": "projects/sophy/collocation.py",
 }
 
 
