@@ -6,6 +6,7 @@ circuit that has changed since has no limit rather than a wrong one. A variation
 limit estimated from the car's. Nothing here needs casadi.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from core_rl.errors import UserError
-from projects.sophy.car import Car
+from projects.sophy.car import NO_AID, Car
 from projects.sophy.cars import load_car, load_cars
 from projects.sophy.reference import envelopes_on, extreme_grounds, lap_within
 from projects.sophy.track import NUM_NODES, Track
@@ -82,8 +83,13 @@ def read_table(path: Path = TABLE) -> tuple[Row, ...]:
 
 
 def find_limit(car: Car, track: Track, path: Path = TABLE) -> Row | None:
-    """The table's row for this very car on this very circuit, None without one."""
-    rows = [row for row in read_table(path) if row.car_digest == car_digest(car)]
+    """The table's row for this very car on this very circuit, None without one.
+
+    Driving aids do not count: they only take from what a driver may do.
+    """
+    no_aid = jnp.float32(NO_AID)
+    digest = car_digest(dataclasses.replace(car, traction_control=no_aid, antilock=no_aid))
+    rows = [row for row in read_table(path) if row.car_digest == digest]
     if rows:
         wanted = course_signature(track)
         for row in rows:

@@ -7,7 +7,7 @@ from core_rl import flags
 from core_rl.errors import UserError
 from core_rl.policy import load_policy
 from core_rl.tracking import read_metrics
-from experiments import sophy_garage
+from experiments import sophy_garage, sophy_tour
 from experiments.sophy_evaluate import env_config_of
 from projects.sophy.field import COMPOUND_WORDS
 from projects.sophy.time_trial import TimeTrial
@@ -81,3 +81,21 @@ def test_the_preset_drives_everything_and_fits_a_batch():
     assert not set(config.agent.static_obs) & set(config.agent.critic_obs)
     assert len(config.agent.hidden) >= 3  # the trunk has two layers, the car joins the third
     assert len(COMPOUND_WORDS["dry"]) == 9
+
+
+def test_a_tour_has_one_car_without_aids_and_continues_under_its_own_name(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(sophy_garage, "EVALUATION_CARS", 4)
+    monkeypatch.setattr(sophy_garage, "EVALUATION_STEPS", 4)
+    tiny = [one for one in TINY if "car=" not in one and "static" not in one]
+    config = flags.parse(sophy_tour.CONFIG, [*tiny, f"--workdir={tmp_path}"])
+    assert (config.env.car, config.env.traction_control, config.env.antilock) == (
+        "gt3_fr",
+        False,
+        False,
+    )
+    assert sophy_tour.train(config, "tour") == 0
+    policy = load_policy(tmp_path / "policy")
+    assert set(policy.manifest["observation"]) == {"state"}
+    assert "./run train tour" in capsys.readouterr().out

@@ -31,6 +31,13 @@ def test_a_car_of_the_table_has_its_own_limit(estimates):
     assert estimates[0] == pytest.approx(row.lap_time, rel=1e-12)
 
 
+def test_driving_aids_leave_the_limit_as_it_is(stack):
+    track = jax.tree.map(lambda leaf: leaf[0], stack)
+    row = find_limit(load_car("gt3_fr"), track)
+    assert row is not None
+    assert find_limit(load_car("gt3_fr", traction_control=True, antilock=True), track) == row
+
+
 def test_variations_differ_as_their_quasi_steady_laps_on_the_fastest_line_do(stack, estimates):
 
     track = jax.tree.map(lambda leaf: leaf[0], stack)
