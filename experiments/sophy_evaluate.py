@@ -23,7 +23,7 @@ from core_rl.errors import UsageError
 from core_rl.policy import Policy, load_policy
 from projects.sophy.drive import show_time
 from projects.sophy.laps import Laps, drive_laps, driven_by
-from projects.sophy.limits import Row, cheats, find_limit
+from projects.sophy.limits import TABLE, Row, cheats, existing_table, find_limit
 from projects.sophy.time_trial import TimeTrial, TimeTrialConfig, with_calm_starts
 
 START_SEED = 8_000_000  # the start of the drive; training and selection never see it
@@ -36,6 +36,7 @@ class Evaluate:
     car: str = ""  # a car of the catalogue; empty: as trained
     laps: int = 10  # flying laps in a row
     seed: int = 0  # chooses the place and speed of the start
+    limits: str = ""  # a table of limits, as limit --table=FILE writes; empty: the committed one
     json: bool = False  # print one JSON object
 
     def __post_init__(self):
@@ -67,13 +68,15 @@ def env_config_of(policy: Policy, circuit: str = "", car: str = "") -> TimeTrial
     return dataclasses.replace(config, **changes)
 
 
-def evaluate(policy: Policy, env: TimeTrial, num_laps: int, seed: int) -> Evaluation:
+def evaluate(
+    policy: Policy, env: TimeTrial, num_laps: int, seed: int, limits: Path = TABLE
+) -> Evaluation:
     env = with_calm_starts(env)
     began = time.monotonic()
     key = jax.random.key(START_SEED + seed)
     laps = drive_laps(env, driven_by(policy), policy.params, num_laps, key)
     rate = len(laps.drive.time) / (time.monotonic() - began)
-    return Evaluation(env, laps, rate, find_limit(env.car, env.track))
+    return Evaluation(env, laps, rate, find_limit(env.car, env.track, limits))
 
 
 def summary(evaluation: Evaluation, num_laps: int) -> dict[str, Any]:
@@ -103,7 +106,8 @@ def main(config: Evaluate) -> int:
         raise UsageError("--policy=DIR is missing: name the directory of a policy bundle")
     policy = load_policy(Path(config.policy))
     env = TimeTrial(env_config_of(policy, config.circuit, config.car))
-    evaluation = evaluate(policy, env, config.laps, config.seed)
+    limits = existing_table(config.limits)
+    evaluation = evaluate(policy, env, config.laps, config.seed, limits)
     result = summary(evaluation, config.laps)
     alarm = cheats(evaluation.laps.lap_times, evaluation.limit)
     if alarm:

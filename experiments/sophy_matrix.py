@@ -33,7 +33,7 @@ from core_rl.policy import Policy, load_policy
 from core_rl.report import encode_png
 from experiments.sophy_evaluate import env_config_of
 from projects.sophy.laps import SLACK
-from projects.sophy.limits import estimate_limits, faster_than
+from projects.sophy.limits import TABLE, estimate_limits, existing_table, faster_than
 from projects.sophy.time_trial import CONTROL_STEP, DriveState, TimeTrial
 
 RUN_UP = 0.2, 500.0  # before the line: share of the lap, and at most [m]
@@ -48,6 +48,7 @@ class Matrix:
     circuits: str = "asphalt"  # circuits and words for many, as the environment's --env.circuit
     out: str = "runs/sophy_matrix"  # directory of the cells and the picture
     batch: int = 512  # cells driven at once
+    limits: str = ""  # a table of limits, as limit --table=FILE writes; empty: the committed one
     json: bool = False  # print one JSON object
 
     def __post_init__(self):
@@ -122,14 +123,19 @@ def read_cells(path: Path, policy: str) -> list[dict[str, Any]]:
 
 
 def drive_cells(
-    env: TimeTrial, policy: Policy, digest: str, todo: list[tuple[int, int]], batch: int
+    env: TimeTrial,
+    policy: Policy,
+    digest: str,
+    todo: list[tuple[int, int]],
+    batch: int,
+    table: Path = TABLE,
 ) -> Iterator[dict[str, Any]]:
     """Drives pairs of circuit and car index; yields their rows, batch by batch."""
     driver = make_batch_driver(env, policy)
     laps = jax.device_get(env.references)
     reference = laps.laps.lap_time[laps.row]  # [K, T]
     names, compounds = zip(*env.entrants, strict=True)
-    limits = estimate_limits(names, compounds, env.tracks)
+    limits = estimate_limits(names, compounds, env.tracks, table)
     # Laps of like length finish together.
     todo = sorted(todo, key=lambda cell: reference[cell[1], cell[0]])
     for first in range(0, len(todo), batch):
@@ -257,7 +263,8 @@ def main(config: Matrix) -> int:
     todo = [indices for key, indices in wanted.items() if key not in there]
     began, alarms = time.monotonic(), 0
     with path.open("a", encoding="utf-8") as file:
-        driven = drive_cells(env, policy, digest, todo, config.batch) if todo else ()
+        table = existing_table(config.limits)
+        driven = drive_cells(env, policy, digest, todo, config.batch, table) if todo else ()
         for count, cell in enumerate(driven, start=1):
             file.write(json.dumps(cell) + "\n")
             cells.append(cell)

@@ -82,6 +82,16 @@ def read_table(path: Path = TABLE) -> tuple[Row, ...]:
     return tuple(rows)
 
 
+def existing_table(name: str) -> Path:
+    """The table in the file `name`, the committed one where it is empty.
+
+    Raises UserError where there is no such file.
+    """
+    if name and not Path(name).is_file():
+        raise UserError(f"--limits={name}: there is no such file")
+    return Path(name) if name else TABLE
+
+
 def find_limit(car: Car, track: Track, path: Path = TABLE) -> Row | None:
     """The table's row for this very car on this very circuit, None without one.
 

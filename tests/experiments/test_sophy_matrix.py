@@ -76,12 +76,14 @@ def test_another_policy_and_wrong_names_are_refused_in_one_line(driven, tmp_path
         main(dataclasses.replace(config, cars="gt4"))
     with pytest.raises(UserError, match="unknown circuit 'larkspurr'"):
         main(dataclasses.replace(config, circuits="larkspurr"))
+    with pytest.raises(UserError, match="there is no such file"):
+        main(dataclasses.replace(config, out=str(tmp_path / "new"), limits="none.jsonl"))
     with pytest.raises(UserError, match="--policy=DIR is missing"):
         main(Matrix())
 
 
 def test_a_lap_below_the_limit_is_told_loudly(tmp_path, monkeypatch, capsys):
-    def too_slow(names, compounds, stack):
+    def too_slow(names, compounds, stack, table):
         return np.full((2, 1), 200.0)
 
     monkeypatch.setattr(sophy_matrix, "estimate_limits", too_slow)
