@@ -55,12 +55,12 @@ class SophyTimeTrial:
         discount_final=0.99,
         target_entropy_per_dim=-1.5,
         target_entropy_final=-4.0,
-        anneal_updates=140_000,
+        anneal_updates=120_000,
         batch_size=128,
         actor_lr=1e-3,
         critic_lr=1e-3,
         actor_average=0.998,
-        lr_decay_updates=155_000,
+        lr_decay_updates=135_000,
     )
     train: TrainConfig = TrainConfig(
         num_envs=128, steps_per_epoch=64, num_epochs=360, replay_capacity=500_000
