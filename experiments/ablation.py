@@ -9,19 +9,25 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from core_rl.launch import Experiment, Outcome, run
+from core_rl.launch import Experiment, Outcome, RunConfig, run
 from core_rl.report import encode_png
 from core_rl.tracking import read_metrics
 
 
+class Variant(NamedTuple):
+    what: str  # is left out, or put in another's place
+    change: Callable[[Any], Any]  # of the experiment's configuration
+
+
 @dataclasses.dataclass(frozen=True)
 class AblationConfig:
+    variants: ClassVar[Mapping[str, Variant]]  # by name; a subclass says them
     only: tuple[str, ...] = ()  # variants by name; empty: all
     num_seeds: int = 3  # per variant
     first_seed: int = 100  # of them; no other experiment uses these
@@ -35,16 +41,20 @@ class AblationConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.first_seed < 0:
             raise ValueError(f"first_seed must not be negative, got {self.first_seed}")
-
-    def _check_only(self, variants: Mapping[str, "Variant"]) -> None:
         for name in self.only:
-            if name not in variants:
-                raise ValueError(f"only must be among {', '.join(variants)}, got {name!r}")
+            if name not in self.variants:
+                raise ValueError(f"only must be among {', '.join(self.variants)}, got {name!r}")
 
-
-class Variant(NamedTuple):
-    what: str  # is left out, or put in another's place
-    change: Callable[[Any], Any]  # of the experiment's configuration
+    def shortened(self, base: Any, variant: str, seed: int, **run: int) -> Any:
+        """One run's configuration: the experiment's `base` with the options `run`, changed."""
+        base = dataclasses.replace(
+            base,
+            train=dataclasses.replace(base.train, num_epochs=self.epochs),
+            run=RunConfig(**run, wandb=base.run.wandb),
+            seed=seed,
+            workdir=str(Path(self.out) / f"{variant}-s{seed}"),
+        )
+        return self.variants[variant].change(base)
 
 
 class Ablated(NamedTuple):
@@ -107,8 +117,9 @@ def learning_curves(updates: np.ndarray, curves: Mapping[str, np.ndarray], y_lab
     return figure
 
 
-def ablate(config: AblationConfig, variants: Mapping[str, Variant], ablated: Ablated) -> int:
+def ablate(config: AblationConfig, ablated: Ablated) -> int:
     """Runs what is missing, prints the table and draws `ablations.png`; returns an exit code."""
+    variants = config.variants
     names = config.only or tuple(variants)
     curves: dict[str, list[np.ndarray]] = {name: [] for name in names}
     results: dict[str, list[float]] = {name: [] for name in names}

@@ -15,13 +15,12 @@ reconstruction loss) is, but for the afterstate, the kind of agent that Sony pub
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from core_rl import flags
-from core_rl.launch import Outcome, RunConfig
+from core_rl.launch import Outcome
 from experiments import ace_return
 from experiments.ablation import Ablated, AblationConfig, Variant, ablate, agent
 from experiments.ace_return import AceReturn
@@ -64,24 +63,13 @@ VARIANTS = {
 
 @dataclasses.dataclass(frozen=True)
 class AceAblations(AblationConfig):
+    variants = VARIANTS
     out: str = "runs/ace_ablations"  # where the runs go
-
-    def __post_init__(self):
-        super().__post_init__()
-        self._check_only(VARIANTS)
 
 
 def run_config(config: AceAblations, variant: str, seed: int) -> AceReturn:
     """The configuration of one run."""
-    base = ace_return.CONFIG
-    base = dataclasses.replace(
-        base,
-        train=dataclasses.replace(base.train, num_epochs=config.epochs),
-        run=RunConfig(evaluate_every=1, checkpoint_every=5, wandb=base.run.wandb),
-        seed=seed,
-        workdir=str(Path(config.out) / f"{variant}-s{seed}"),
-    )
-    return VARIANTS[variant].change(base)
+    return config.shortened(ace_return.CONFIG, variant, seed, evaluate_every=1, checkpoint_every=5)
 
 
 def returned(outcome: Outcome, _: Any) -> float:
@@ -91,7 +79,6 @@ def returned(outcome: Outcome, _: Any) -> float:
 def main(config: AceAblations) -> int:
     return ablate(
         config,
-        VARIANTS,
         Ablated(
             make_config=lambda variant, seed: run_config(config, variant, seed),
             make_experiment=ace_return.make_experiment,

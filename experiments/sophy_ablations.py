@@ -11,17 +11,16 @@ undone has none (nan). The schedules are shortened with the run.
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from core_rl import flags
-from core_rl.launch import Outcome, RunConfig
+from core_rl.launch import Outcome
 from core_rl.policy import load_policy
 from experiments import sophy_time_trial
 from experiments.ablation import Ablated, AblationConfig, Variant, ablate, agent
-from experiments.sophy_evaluate import evaluate
+from experiments.sophy_evaluate import evaluate, summary
 from experiments.sophy_time_trial import SophyTimeTrial
 from projects.sophy.time_trial import TimeTrial
 
@@ -56,41 +55,28 @@ VARIANTS = {
 
 @dataclasses.dataclass(frozen=True)
 class SophyAblations(AblationConfig):
+    variants = VARIANTS
     epochs: int = 80  # of 512 updates, per run: the recipe, cut short
     out: str = "runs/sophy_ablations"  # where the runs go
-
-    def __post_init__(self):
-        super().__post_init__()
-        self._check_only(VARIANTS)
 
 
 def run_config(config: SophyAblations, variant: str, seed: int) -> SophyTimeTrial:
     """The configuration of one run."""
     base = sophy_time_trial.CONFIG
     updates = config.epochs * base.train.updates_per_epoch
-    base = dataclasses.replace(
-        base,
-        agent=dataclasses.replace(base.agent, lr_decay_updates=updates, anneal_updates=updates),
-        train=dataclasses.replace(base.train, num_epochs=config.epochs),
-        run=RunConfig(evaluate_every=5, checkpoint_every=50, wandb=base.run.wandb),
-        seed=seed,
-        workdir=str(Path(config.out) / f"{variant}-s{seed}"),
-    )
-    return VARIANTS[variant].change(base)
+    base = agent(lr_decay_updates=updates, anneal_updates=updates)(base)
+    return config.shortened(base, variant, seed, evaluate_every=5, checkpoint_every=50)
 
 
 def over_limit(outcome: Outcome, env: TimeTrial) -> float:
     policy = load_policy(outcome.workdir / "policy")
-    driven = evaluate(policy, env, NUM_LAPS, START_SEED)
-    limit = driven.limit.lap_time if driven.limit else driven.laps.reference_time
-    times = driven.laps.lap_times
-    return float(np.mean(times)) / limit if len(times) == NUM_LAPS else np.nan
+    driven = summary(evaluate(policy, env, NUM_LAPS, START_SEED), NUM_LAPS)
+    return driven["ratio_to_limit"] if driven["laps_completed"] == NUM_LAPS else np.nan
 
 
 def main(config: SophyAblations) -> int:
     return ablate(
         config,
-        VARIANTS,
         Ablated(
             make_config=lambda variant, seed: run_config(config, variant, seed),
             make_experiment=sophy_time_trial.make_experiment,

@@ -45,6 +45,17 @@ from projects.sophy.time_trial import TimeTrial, with_calm_starts
 EVALUATION_CARS, EVALUATION_STEPS = 128, 600
 NUM_EPOCHS = 1100
 
+
+def long_schedule(num_epochs: int) -> dict[str, Any]:
+    """The learner's options for a run of so many epochs of 512 updates."""
+    return {
+        "anneal_updates": 512 * num_epochs * 9 // 10,
+        "lr_decay_updates": 512 * num_epochs,
+        "lr_final": 0.05,
+        "actor_average": 0.999,
+    }
+
+
 CONFIG = SophyTimeTrial(
     env=dataclasses.replace(
         sophy_time_trial.CONFIG.env,
@@ -61,10 +72,7 @@ CONFIG = SophyTimeTrial(
         actor_obs=("state", "surface"),
         critic_obs=("state", "surface", "privileged_state"),
         hidden=(256, 256, 256),  # two layers of trunk, and one that the car joins
-        anneal_updates=512 * NUM_EPOCHS * 9 // 10,
-        lr_decay_updates=512 * NUM_EPOCHS,
-        lr_final=0.05,
-        actor_average=0.999,
+        **long_schedule(NUM_EPOCHS),
     ),
     train=TrainConfig(
         num_envs=128,

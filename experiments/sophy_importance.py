@@ -32,7 +32,6 @@ as they finish: the same command again, or one with another `--sample`, drives o
 """
 
 import dataclasses
-import hashlib
 import json
 import sys
 import time
@@ -56,7 +55,7 @@ from core_rl.report import encode_png
 from core_rl.shapley import exact_shapley_values, importance_bars, shapley_values
 from core_rl.types import Obs
 from experiments.sophy_evaluate import env_config_of
-from experiments.sophy_matrix import read_cells
+from experiments.sophy_matrix import digest_of, read_cells
 from projects.reward_llm.judge.resampling import group_counts, interval
 from projects.sophy.car_features import CAR_FEATURES, car_features
 from projects.sophy.field import CAR_WORDS, COMPOUND_WORDS, listed
@@ -379,7 +378,7 @@ def main(config: Importance) -> int:
             for name in ("players", "told", "starts", "seconds", "orders", "seed")
         },
     }
-    digest = hashlib.sha1((Path(config.policy) / "params.npz").read_bytes()).hexdigest()[:12]
+    digest = digest_of(config.policy)
     earlier = read_cells(path, digest)
     for name, value in settings.items():
         if any(row["settings"][name] != value for row in earlier):

@@ -106,6 +106,11 @@ def make_batch_driver(env: TimeTrial, policy: Policy):
     return drive
 
 
+def digest_of(policy: str) -> str:
+    """A short hash of the parameters in a bundle's directory."""
+    return hashlib.sha1((Path(policy) / "params.npz").read_bytes()).hexdigest()[:12]
+
+
 def read_cells(path: Path, policy: str) -> list[dict[str, Any]]:
     """Finished cells of an earlier run; a last line that was cut off is dropped.
 
@@ -145,11 +150,12 @@ def drive_cells(
         driven = jax.device_get(driver(policy.params, filled[:, 0], filled[:, 1]))
         for index, (circuit, car_index) in enumerate(cells):
             entrant = env.entrants[car_index]
-            base, limit = float(reference[car_index, circuit]), float(limits[car_index, circuit])
+            base = float(reference[car_index, circuit])
+            limit = float(limits.lap_time[car_index, circuit])
             lap_time = float(driven.lap_time[index])
             done = lap_time > 0.0
             alarm = ""
-            if done and lap_time < limit and ":" not in entrant.car:  # estimates prove nothing
+            if done and lap_time < limit and limits.bounds[car_index, circuit]:
                 alarm = faster_than(limit, lap_time, env.circuits[circuit], entrant.car)
             off = int(driven.off_course_steps[index])
             wall = int(driven.wall_contact_steps[index])
@@ -245,7 +251,7 @@ def picture(cells: list[dict[str, Any]]) -> Figure:
 def main(config: Matrix) -> int:
     if not config.policy:
         raise UsageError("--policy=DIR is missing: name the directory of a policy bundle")
-    policy = load_policy(Path(config.policy))
+    policy, table = load_policy(Path(config.policy)), existing_table(config.limits)
     env = TimeTrial(env_config_of(policy, config.circuits, config.cars))
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -255,7 +261,7 @@ def main(config: Matrix) -> int:
         for circuit, name in enumerate(env.circuits)
         for car_index, entrant in enumerate(env.entrants)
     }
-    digest = hashlib.sha1((Path(config.policy) / "params.npz").read_bytes()).hexdigest()[:12]
+    digest = digest_of(config.policy)
     earlier = read_cells(path, digest)
     path.write_text("".join(json.dumps(cell) + "\n" for cell in earlier), encoding="utf-8")
     cells = [one for one in earlier if (one["circuit"], one["car"], one["compound"]) in wanted]
@@ -263,7 +269,6 @@ def main(config: Matrix) -> int:
     todo = [indices for key, indices in wanted.items() if key not in there]
     began, alarms = time.monotonic(), 0
     with path.open("a", encoding="utf-8") as file:
-        table = existing_table(config.limits)
         driven = drive_cells(env, policy, digest, todo, config.batch, table) if todo else ()
         for count, cell in enumerate(driven, start=1):
             file.write(json.dumps(cell) + "\n")

@@ -20,7 +20,7 @@ from projects.sophy import drivetrain as drivetrains
 from projects.sophy import track as tracks
 from projects.sophy import tyre as tyres
 from projects.sophy.car import AIR_DENSITY, Car, axles, steady_load
-from projects.sophy.reference import reference_lap
+from projects.sophy.reference import line_at_nodes, reference_lap
 from projects.sophy.track import NUM_NODES, Track
 from projects.sophy.tyre import Ground
 
@@ -109,9 +109,7 @@ def first_guess(car: Car, track: Track, line: np.ndarray) -> tuple[np.ndarray, n
     evenly spaced offsets [M], and what slips and steering it takes."""
     length, spacing = float(track.length), float(track.length) / NUM_NODES
     nodes = np.arange(NUM_NODES) * spacing
-    offset = np.interp(nodes, np.arange(len(line)) * length / len(line), line, period=length)
-    waves = np.fft.rfftfreq(NUM_NODES, spacing)
-    offset = np.fft.irfft(np.fft.rfft(offset) * np.exp(-((60.0 * waves) ** 2)), NUM_NODES)
+    offset = line_at_nodes(line, length)
     single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), car)
     lap = jax.device_get(reference_lap(single, track, offset=jnp.asarray(offset, jnp.float32)))
     course = course_at(track, nodes)

@@ -21,12 +21,16 @@ import numpy as np
 from core_rl.errors import UserError
 from projects.sophy.car import NO_AID, Car
 from projects.sophy.cars import load_car, load_cars
-from projects.sophy.reference import envelopes_on, extreme_grounds, lap_within
+from projects.sophy.reference import (
+    envelopes_on,
+    extreme_grounds,
+    lap_within,
+    line_at_nodes,
+)
 from projects.sophy.track import NUM_NODES, Track
 
 TABLE = Path(__file__).with_name("limits.jsonl")
 NUM_POINTS = 200  # of a line in the table
-SMOOTHING = 60.0  # wavelengths of a line that estimates leave out, about [m]
 CAREFUL_ONLY = "Careful_Lap_Only"  # the status of a limit that a slide might still beat
 TOLERANCE = 3e-3  # of a signature: splines differ a little between machines
 
@@ -47,6 +51,16 @@ class Row(NamedTuple):
     course_signature: list[float]
     offset: list[float]  # [NUM_POINTS] evenly along the centre line [m]
     speed: list[float]  # [NUM_POINTS] [m/s]
+
+    @property
+    def bounds(self) -> bool:
+        """Whether no lap should be faster."""
+        return self.status != CAREFUL_ONLY
+
+
+class Estimates(NamedTuple):
+    lap_time: np.ndarray  # [K, T] minimum lap times [s]
+    bounds: np.ndarray  # [K, T] bool, whether no lap should be faster: of the table's own cars
 
 
 def car_digest(car: Car) -> str:
@@ -110,9 +124,7 @@ def find_limit(car: Car, track: Track, path: Path = TABLE) -> Row | None:
 
 def cheats(lap_times: Sequence[float], row: Row | None) -> str:
     """One loud line where a lap was faster than the limit, else nothing."""
-    if row is None or not lap_times or min(lap_times) >= row.lap_time:
-        return ""
-    if row.status == CAREFUL_ONLY:  # proves nothing
+    if row is None or not row.bounds or not lap_times or min(lap_times) >= row.lap_time:
         return ""
     return faster_than(row.lap_time, min(lap_times), row.circuit, row.car)
 
@@ -128,8 +140,8 @@ def faster_than(limit: float, lap_time: float, circuit: str, car: str) -> str:
 
 def estimate_limits(
     names: Sequence[str], compounds: Sequence[str], stack: Track, path: Path = TABLE
-) -> np.ndarray:
-    """Minimum lap times [K, T] [s] of cars on compounds, on circuits stacked as leaves [T, ...].
+) -> Estimates:
+    """Minimum lap times of cars [K] on compounds, on circuits stacked as leaves [T, ...].
 
     Those of archetypes are the table's. That of a variation is its archetype's, times how much
     faster or slower the quasi-steady lap of the variation is than its archetype's, both on the
@@ -143,8 +155,10 @@ def estimate_limits(
     within = jax.jit(
         jax.vmap(lambda within, track, line: lap_within(within, track, offset=line), (0, None, 0))
     )
+    no_line = np.zeros(NUM_NODES)
     envelopes = {}  # circuits with the same surfaces share them
     result = np.full((len(names), stack.length.shape[0]), np.nan)
+    bounds = np.zeros(result.shape, bool)
     for index in range(stack.length.shape[0]):
         track = jax.tree.map(lambda leaf, at=index: leaf[at], stack)
         rows = [find_limit(load_car(*base), track, path) for base in bases]
@@ -155,23 +169,18 @@ def estimate_limits(
         if key not in envelopes:
             envelopes[key] = _envelopes_of_all(everyone, grounds)
         lines = np.stack(
-            [_line_at_nodes(row, track) if row else np.zeros(NUM_NODES) for row in rows]
-        )
+            [
+                line_at_nodes(np.array(row.offset), float(track.length)) if row else no_line
+                for row in rows
+            ]
+        ).astype(np.float32)
         times = within(envelopes[key], track, lines[[*row_of, *range(len(bases))]]).lap_time
         own, base = np.split(np.asarray(times, np.float64), [len(names)])
         known = np.array([row.lap_time if row else np.nan for row in rows])
         result[:, index] = (known / base)[row_of] * own
-    return result
+        proven = np.array([row is not None and row.bounds for row in rows])
+        bounds[:, index] = proven[row_of] & (np.array(names) == np.array(archetypes))
+    return Estimates(result, bounds)
 
 
 _envelopes_of_all = jax.jit(jax.vmap(envelopes_on, (0, None)))
-
-
-def _line_at_nodes(row: Row, track: Track) -> np.ndarray:
-    """The row's offsets at the circuit's nodes [N] [m], smooth enough to differentiate twice."""
-    length = float(track.length)
-    nodes, points = (np.arange(num) * (length / num) for num in (NUM_NODES, NUM_POINTS))
-    waves = np.fft.rfftfreq(NUM_NODES, length / NUM_NODES)
-    line = np.interp(nodes, points, row.offset, period=length)
-    smooth = np.fft.rfft(line) * np.exp(-((SMOOTHING * waves) ** 2))
-    return np.fft.irfft(smooth, NUM_NODES).astype(np.float32)

@@ -45,6 +45,7 @@ NUM_FRACTIONS = 8  # of the lateral limit, denser towards it
 LOWEST_SPEED = 2.0  # [m/s]
 NUM_BISECTIONS = 14
 NUM_ANGLE_STEPS = 6  # slip angles and forces settle to 0.1 %
+SMOOTHING = 60.0  # wavelengths of a line that are left out, about [m]
 MAX_FRICTION = 3.0  # bounds every search: acceleration over load per mass
 TURN = np.array([1.0, -1.0], np.float32)  # what a moment against the turn asks of the two axles
 
@@ -301,6 +302,15 @@ def _shared(share: Array, first: Array, second: Array, preload: Array, ramp: Arr
         )
 
     return jnp.minimum(first + second, jnp.minimum(bound(share, first), bound(1.0 - share, second)))
+
+
+def line_at_nodes(offset: np.ndarray, length: float) -> np.ndarray:
+    """Evenly spaced offsets [M] of a line at the circuit's nodes [N] [m], without what is shorter
+    than about `SMOOTHING`: smooth enough for `reference_lap`."""
+    nodes, points = (np.arange(num) * length / num for num in (NUM_NODES, len(offset)))
+    waves = np.fft.rfftfreq(NUM_NODES, length / NUM_NODES)
+    line = np.interp(nodes, points, offset, period=length)
+    return np.fft.irfft(np.fft.rfft(line) * np.exp(-((SMOOTHING * waves) ** 2)), NUM_NODES)
 
 
 def _offset_line(curvature: Array, spacing: Array, offset: Array) -> tuple[Array, Array]:

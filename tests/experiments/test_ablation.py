@@ -72,7 +72,8 @@ def test_all_variants_run_with_the_same_seeds_and_the_table_holds_them(runs, tmp
         "first": Variant("the one", lambda base: base),
         "second": Variant("the other", lambda base: base),
     }
-    config = AblationConfig(num_seeds=2, first_seed=3, out=str(tmp_path), json=True)
+    Toy = type("Toy", (AblationConfig,), {"variants": variants})
+    config = Toy(num_seeds=2, first_seed=3, out=str(tmp_path), json=True)
     ablated = Ablated(
         make_config=lambda name, seed: Made(str(tmp_path / f"{name}{seed}"), name, seed),
         make_experiment=lambda made: (made, None),
@@ -83,14 +84,14 @@ def test_all_variants_run_with_the_same_seeds_and_the_table_holds_them(runs, tmp
         measure="number",
         y_label="pace",
     )
-    assert ablate(config, variants, ablated) == 0
+    assert ablate(config, ablated) == 0
     table = json.loads(capsys.readouterr().out)
     assert table["first"]["seeds"] == [13, 14] and table["second"]["mean"] == 23.5
     assert runs.done == [("first", 3), ("second", 3), ("first", 4), ("second", 4)]
     assert (tmp_path / "ablations.png").read_bytes().startswith(b"\x89PNG")
 
     runs.stop_at = ("second", 3)
-    assert ablate(config, variants, ablated) == 130
+    assert ablate(config, ablated) == 130
     assert capsys.readouterr().out == ""  # no table of half of the runs
 
 

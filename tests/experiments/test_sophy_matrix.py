@@ -10,6 +10,7 @@ import pytest
 from core_rl.errors import UserError
 from experiments import sophy_matrix
 from experiments.sophy_matrix import Matrix, main, picture
+from projects.sophy.limits import Estimates
 
 POLICY = "projects/sophy/policies/time_trial"
 
@@ -84,7 +85,7 @@ def test_another_policy_and_wrong_names_are_refused_in_one_line(driven, tmp_path
 
 def test_a_lap_below_the_limit_is_told_loudly(tmp_path, monkeypatch, capsys):
     def too_slow(names, compounds, stack, table):
-        return np.full((2, 1), 200.0)
+        return Estimates(np.full((2, 1), 200.0), np.array([[True], [False]]))
 
     monkeypatch.setattr(sophy_matrix, "estimate_limits", too_slow)
     # Of the car itself, whose limit is known; that of the variation is an estimate.

@@ -9,7 +9,14 @@ import pytest
 
 from projects.sophy.cars import load_car
 from projects.sophy.field import load_circuits
-from projects.sophy.limits import TABLE, estimate_limits, find_limit, read_table
+from projects.sophy.limits import (
+    CAREFUL_ONLY,
+    TABLE,
+    cheats,
+    estimate_limits,
+    find_limit,
+    read_table,
+)
 from projects.sophy.reference import reference_lap
 from projects.sophy.track import NUM_NODES
 
@@ -23,7 +30,7 @@ def stack():
 
 @pytest.fixture(scope="module")
 def estimates(stack):
-    return estimate_limits(NAMES, [""] * 3, stack)[:, 0]
+    return estimate_limits(NAMES, [""] * 3, stack).lap_time[:, 0]
 
 
 def test_a_car_of_the_table_has_its_own_limit(estimates):
@@ -60,8 +67,19 @@ def test_estimates_follow_the_table_and_are_nan_without_a_row(stack, tmp_path):
     path = tmp_path / "twice.jsonl"
     twice = [{**row, "lap_time": 2.0 * row["lap_time"]} for row in rows if row["car"] == "gt3_fr"]
     path.write_text("".join(json.dumps(row) + "\n" for row in twice))
-    doubled = estimate_limits(["gt3_fr:1", "kart:1"], ["", ""], stack, path)[:, 0]
-    own = estimate_limits(["gt3_fr:1"], [""], stack)[0, 0]
+    doubled = estimate_limits(["gt3_fr:1", "kart:1"], ["", ""], stack, path).lap_time[:, 0]
+    own = estimate_limits(["gt3_fr:1"], [""], stack).lap_time[0, 0]
     assert doubled[0] == pytest.approx(2.0 * own, rel=1e-6)
     assert np.isnan(doubled[1])
-    assert np.isnan(estimate_limits(["gt3_fr"], ["wet"], stack)).all()
+    assert np.isnan(estimate_limits(["gt3_fr"], ["wet"], stack).lap_time).all()
+
+
+def test_only_a_car_of_the_table_whose_free_lap_was_found_bounds_others(stack, tmp_path):
+    assert estimate_limits(NAMES, [""] * 3, stack).bounds.tolist() == [[True], [False], [False]]
+    rows = [json.loads(line) for line in TABLE.read_text().splitlines()]
+    path = tmp_path / "careful.jsonl"
+    careful = [{**row, "status": CAREFUL_ONLY} for row in rows if row["circuit"] == "thimble"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in careful))
+    assert not estimate_limits(NAMES, [""] * 3, stack, path).bounds.any()
+    row = read_table(path)[0]
+    assert cheats([1.0], row) == "" and cheats([1.0], row._replace(status="Solve_Succeeded"))
