@@ -36,12 +36,13 @@ from core_rl.types import Agent, Key
 from experiments.sophy_evaluate import env_config_of
 from projects.sophy.addons import Addon, parse_addon
 from projects.sophy.drive import show_time
+from projects.sophy.driving import DriveState
 from projects.sophy.laps import Control, Laps, driven_by, flying, make_driver, outline_of, record
 from projects.sophy.laps import summarise as summarise_laps
 from projects.sophy.model import clearance, learn_model
 from projects.sophy.planning import OPEN_LOOP, RACING, make_planning_driver, with_prior_weight
 from projects.sophy.render import Shown, comparison
-from projects.sophy.time_trial import DriveState, TimeTrial, with_calm_starts
+from projects.sophy.time_trial import TimeTrial, with_calm_starts
 
 # The driver that docs/residual_mppi.md customises: ten minutes of an earlier recipe.
 BUNDLE = Path(__file__).parents[1] / "projects/sophy/policies/prior"

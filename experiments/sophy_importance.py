@@ -58,8 +58,9 @@ from experiments.sophy_evaluate import env_config_of
 from experiments.sophy_matrix import digest_of, read_cells
 from projects.reward_llm.judge.resampling import group_counts, interval
 from projects.sophy.car_features import CAR_FEATURES, car_features
+from projects.sophy.driving import CONTROL_STEP
 from projects.sophy.field import CAR_WORDS, COMPOUND_WORDS, listed
-from projects.sophy.time_trial import CONTROL_STEP, TimeTrial, with_calm_starts
+from projects.sophy.time_trial import TimeTrial, with_calm_starts
 
 OUTPUTS = ("steering", "pedal", "pace", "off_course")  # K = 4
 SHOWN = {"action": ("steering", "pedal"), **{name: (name,) for name in OUTPUTS}}

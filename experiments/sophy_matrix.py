@@ -32,9 +32,10 @@ from core_rl.errors import UsageError
 from core_rl.policy import Policy, load_policy
 from core_rl.report import encode_png
 from experiments.sophy_evaluate import env_config_of
+from projects.sophy.driving import CONTROL_STEP, DriveState
 from projects.sophy.laps import SLACK
 from projects.sophy.limits import TABLE, estimate_limits, existing_table, faster_than
-from projects.sophy.time_trial import CONTROL_STEP, DriveState, TimeTrial
+from projects.sophy.time_trial import TimeTrial
 
 RUN_UP = 0.2, 500.0  # before the line: share of the lap, and at most [m]
 START_SPEED = 0.6  # share of the reference speed

@@ -30,12 +30,8 @@ from core_rl.train import TrainConfig
 from core_rl.types import Metrics
 from experiments.sophy_report import write_time_trial_report
 from projects.sophy.drive import show_time
-from projects.sophy.time_trial import (
-    CONTROL_STEP,
-    TimeTrial,
-    TimeTrialConfig,
-    with_calm_starts,
-)
+from projects.sophy.driving import CONTROL_STEP
+from projects.sophy.time_trial import TimeTrial, TimeTrialConfig, with_calm_starts
 
 EVALUATION_SEED = 7_000_000  # starts that choose the policy; the report's starts are others
 EVALUATION_CARS = 8

@@ -23,9 +23,10 @@ from jax import Array
 
 from core_rl.errors import UsageError
 from projects.sophy import track as tracks
+from projects.sophy.driving import CONTROL_STEP, DriveState
 from projects.sophy.model import clearance
 from projects.sophy.reward import KMH
-from projects.sophy.time_trial import CONTROL_STEP, DriveState, TimeTrial
+from projects.sophy.time_trial import TimeTrial
 
 Terms = Mapping[str, Array]
 CAUTION = 0.5  # [m]

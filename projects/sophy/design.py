@@ -15,14 +15,9 @@ from core_rl.reward_task import Driver, RewardTask
 from core_rl.train import TrainConfig
 from core_rl.types import Key, Metrics
 from projects.sophy import track as tracks
+from projects.sophy.driving import CONTROL_STEP, DriveState
 from projects.sophy.model import clearance
-from projects.sophy.time_trial import (
-    CONTROL_STEP,
-    DriveState,
-    TimeTrial,
-    TimeTrialConfig,
-    with_calm_starts,
-)
+from projects.sophy.time_trial import TimeTrial, TimeTrialConfig, with_calm_starts
 
 FEATURES = Path(__file__).with_name("features.json")
 CAR = "roadster_fr"  # forgiving: small networks learn to drive it in ten thousand updates

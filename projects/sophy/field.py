@@ -26,7 +26,8 @@ from projects.sophy.reference import ReferenceLap, reference_lap
 from projects.sophy.track import NUM_NODES, Track
 
 if TYPE_CHECKING:
-    from projects.sophy.time_trial import DriveState, TimeTrial
+    from projects.sophy.driving import DriveState
+    from projects.sophy.time_trial import TimeTrial
 
 CIRCUIT_WORDS = {**circuits.GROUPS, "built_in": BUILT_IN}
 CAR_WORDS = {

@@ -13,8 +13,9 @@ from core_rl.policy import Policy
 from core_rl.types import Key
 from projects.sophy import track as tracks
 from projects.sophy.drive import UNKNOWN, CircuitOutline, Drive, ReferenceProfile
+from projects.sophy.driving import CONTROL_STEP, DriveState
 from projects.sophy.surfaces import SURFACES
-from projects.sophy.time_trial import CONTROL_STEP, DriveState, TimeTrial
+from projects.sophy.time_trial import TimeTrial
 from projects.sophy.track import Track
 
 SLACK = 1.15  # time given to a lap, in lap times of the reference

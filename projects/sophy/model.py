@@ -23,7 +23,8 @@ from core_rl.env import Env, State
 from core_rl.episodes import Episodes, collect
 from core_rl.types import Agent, Key
 from projects.sophy import track as tracks
-from projects.sophy.time_trial import WHEELS_OUT, DriveState, TimeTrial
+from projects.sophy.driving import WHEELS_OUT, DriveState, count_laps
+from projects.sophy.time_trial import TimeTrial
 from projects.sophy.track import Track
 from projects.sophy.walls import corners, offset_of, place
 
@@ -152,7 +153,7 @@ def drive_dynamics(env: TimeTrial, model: Dynamics, state: DynamicsState) -> Dri
         outside = (offset > point.width_left) | (offset < -point.width_right)
         corner = offset_of(placement, *corners(car))
         hit = jnp.any((corner > point.wall_left) | (corner < -point.wall_right))
-        return env.count_laps(
+        return count_laps(
             drive,
             dataclasses.replace(
                 drive,

@@ -25,7 +25,7 @@ from projects.sophy.track import Track
 from projects.sophy.walls import offset_of
 
 if TYPE_CHECKING:
-    from projects.sophy.time_trial import DriveState
+    from projects.sophy.driving import DriveState
 
 GRAVITY = 9.81  # [m/s^2]
 SLOWEST = 8.0  # the look-ahead does not shrink below this speed [m/s]

@@ -24,11 +24,12 @@ from core_rl.residual_mppi import (
 )
 from core_rl.types import Agent, Key, Obs
 from projects.sophy.addons import Addon
+from projects.sophy.driving import CONTROL_STEP, DriveState
 from projects.sophy.laps import Control
 from projects.sophy.model import drive_dynamics
 from projects.sophy.observation import observe
 from projects.sophy.reward import reward_terms, weighted_sum
-from projects.sophy.time_trial import CONTROL_STEP, DriveState, TimeTrial
+from projects.sophy.time_trial import TimeTrial
 
 # Beyond the paper's algorithm: what is planned is added to the prior's own reaction and kept from
 # step to step, the noise remembers, there are two rounds of it and no importance term. Tuned on

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 if TYPE_CHECKING:
-    from projects.sophy.time_trial import DriveState
+    from projects.sophy.driving import DriveState
 
 KMH = 3.6  # km/h per m/s
 USUAL_PACE = 40.0  # a car whose reference is this fast earns as much by relative progress [m/s]

@@ -5,9 +5,6 @@ The driver decides at 10 Hz; the car is simulated in 5 ms sub-steps (`car.step`)
 [-1, 1]: steering, as a target or as a change of the target, and one pedal, positive throttle,
 negative brake (Wurman et al. 2022). Episodes never terminate: the clock of whoever runs them
 truncates (`TimeTrialConfig.episode_length`), so a value function must bootstrap through their end.
-
-Laps are counted where the arc length wraps, not by a line test; a lap time is interpolated inside
-the control step in which it ends.
 """
 
 import copy
@@ -16,24 +13,29 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import Array
 
 from core_rl.env import Env, State, register_environment
 from core_rl.errors import UserError
 from projects.sophy import car as cars
 from projects.sophy import track as tracks
-from projects.sophy.car import Car, CarState, Command
+from projects.sophy.car import Car
 from projects.sophy.circuits import DEFAULT
+from projects.sophy.driving import (
+    CONTROL_STEP,
+    DriveState,
+    Underway,
+    advance,
+    arrive,
+    command_of,
+    set_off,
+)
 from projects.sophy.field import load_circuits, load_entrants, reference_laps
 from projects.sophy.observation import DESCRIPTION, ObservationConfig, observe
 from projects.sophy.reference import ReferenceLap
 from projects.sophy.reward import USUAL_PACE, RewardConfig, reward_terms, weighted_sum
 from projects.sophy.track import Track
-from projects.sophy.walls import Placement, collide, course_step, offset_of, place
-
-CONTROL_STEP = 0.1  # [s]
-WHEELS_OUT = 3  # wheels beyond the white line that make a car off course
+from projects.sophy.walls import place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,28 +78,6 @@ class TimeTrialConfig:
     def episode_length(self) -> int:
         """Control steps per episode."""
         return round(self.episode_seconds / CONTROL_STEP)
-
-
-@struct.dataclass
-class DriveState:
-    """A car on a course between two decisions."""
-
-    circuit: Array  # [] int32, number in the environment's stack
-    car_index: Array  # [] int32, number among the environment's entrants
-    pace: Array  # [] mean speed of the reference lap [m/s]
-    progress_worth: Array  # [] what a metre of progress is paid: 1 unless it is relative
-    car: Car
-    motion: CarState
-    placement: Placement
-    s: Array  # [] arc length in [0, L) [m]
-    progress: Array  # [] centre-line distance gained in the last step [m]
-    steering_target: Array  # [] [rad]
-    off_course: Array  # [] share of the last step spent off course
-    wall_contact: Array  # [] share of the last step spent in contact with a wall
-    crossings: Array  # [] int32, times over the line, backwards counted negative
-    laps_begun: Array  # [] int32, the largest value that `crossings` had
-    lap_clock: Array  # [] since the lap began [s]
-    lap_time: Array  # [] of the flying lap that ended in the last step, else 0 [s]
 
 
 class TimeTrial(Env):
@@ -242,69 +222,15 @@ class TimeTrial(Env):
 
     def _drive(self, previous: DriveState, action: Array) -> DriveState:
         """The car through one control step."""
-        track, car, config = self.track_of(previous.circuit), previous.car, self.config
-        time_step = CONTROL_STEP / config.substeps
+        track, car, substeps = self.track_of(previous.circuit), previous.car, self.config.substeps
         steering_target = self.steering_target(previous, action)
-        command = Command(
-            steering=steering_target,
-            throttle=jnp.maximum(action[1], 0.0),
-            brake=jnp.maximum(-action[1], 0.0),
-        )
+        command = command_of(steering_target, action[1])
 
-        def substep(carry: tuple[CarState, Array, Array, Array], _):
-            motion, s, off_course, wall_contact = carry
-            point = tracks.at(track, s)
-            placement = place(point, motion)
-            wheel_offset = offset_of(placement, car.wheel_x, car.wheel_y)
-            outside = (wheel_offset > point.width_left) | (wheel_offset < -point.width_right)
-            ground = tracks.surface_at(point, wheel_offset)
-            motion, touching = collide(car, motion, point, placement)
-            motion = cars.step(car, motion, command, ground, time_step)
-            return (
-                motion,
-                s + course_step(point, placement, motion.velocity, time_step),
-                off_course + (jnp.sum(outside) >= WHEELS_OUT),
-                wall_contact + touching,
-            ), None
+        def substep(underway: Underway, _):
+            return advance(track, car, command, underway, CONTROL_STEP / substeps), None
 
-        zero = jnp.zeros(())
-        (motion, s, off_course, wall_contact), _ = jax.lax.scan(
-            substep, (previous.motion, previous.s, zero, zero), None, length=config.substeps
-        )
-        s = tracks.project(track, motion.position, s)
-        progress = tracks.wrap_difference(track, s, previous.s)
-        return self.count_laps(
-            previous,
-            dataclasses.replace(
-                previous,
-                motion=motion,
-                placement=place(tracks.at(track, s), motion),
-                s=s,
-                progress=progress,
-                steering_target=steering_target,
-                # A division by a constant may round to a little more than one.
-                off_course=jnp.minimum(off_course / config.substeps, 1.0),
-                wall_contact=jnp.minimum(wall_contact / config.substeps, 1.0),
-            ),
-        )
-
-    def count_laps(self, previous: DriveState, current: DriveState) -> DriveState:
-        """Counts crossings of the line and times flying laps, those begun at the line."""
-        forwards = (current.progress > 0) & (current.s < previous.s)
-        backwards = (current.progress < 0) & (current.s > previous.s)
-        crossings = previous.crossings + forwards.astype(jnp.int32) - backwards.astype(jnp.int32)
-        begins = crossings > previous.laps_begun
-        # Arc length after the line over arc length of the step: the time since the crossing.
-        beyond = current.s / jnp.maximum(current.progress, 1e-6) * CONTROL_STEP
-        clock = previous.lap_clock + CONTROL_STEP
-        flying = begins & (previous.laps_begun > 0)
-        return dataclasses.replace(
-            current,
-            crossings=crossings,
-            laps_begun=jnp.maximum(previous.laps_begun, crossings),
-            lap_clock=jnp.where(begins, beyond, clock),
-            lap_time=jnp.where(flying, clock - beyond, 0.0),
-        )
+        underway, _ = jax.lax.scan(substep, set_off(previous), None, length=substeps)
+        return arrive(track, previous, underway, steering_target, substeps)
 
     def _observe(self, track: Track, drive: DriveState) -> dict[str, Array]:
         entries = observe(track, drive.car, drive, self.config.observation)

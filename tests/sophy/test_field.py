@@ -13,11 +13,12 @@ from projects.sophy import circuits
 from projects.sophy.car_features import CAR_FEATURES
 from projects.sophy.cars import CAR_NAMES, CATALOGUE, load_car
 from projects.sophy.circuits import load_circuit
+from projects.sophy.driving import CONTROL_STEP
 from projects.sophy.field import field_membership, load_circuits, load_entrants
 from projects.sophy.observation import ObservationConfig
 from projects.sophy.reference import reference_lap
 from projects.sophy.surfaces import SURFACES
-from projects.sophy.time_trial import CONTROL_STEP, TimeTrial, TimeTrialConfig
+from projects.sophy.time_trial import TimeTrial, TimeTrialConfig
 
 NUM_CARS = 256
 MIXED = TimeTrialConfig(

@@ -15,6 +15,7 @@ from core_rl.residual_mppi import ResidualMPPIConfig, agent_prior, make_residual
 from core_rl.residual_sac import ResidualEnv
 from projects.sophy import track as tracks
 from projects.sophy.addons import CAUTION, parse_addon
+from projects.sophy.driving import CONTROL_STEP
 from projects.sophy.model import (
     INVARIANT,
     MOTION,
@@ -30,7 +31,7 @@ from projects.sophy.model import (
 )
 from projects.sophy.observation import observe
 from projects.sophy.planning import make_planning_driver
-from projects.sophy.time_trial import CONTROL_STEP, TimeTrial, TimeTrialConfig, with_calm_starts
+from projects.sophy.time_trial import TimeTrial, TimeTrialConfig, with_calm_starts
 from projects.sophy.walls import place
 
 TINY_MODEL = DynamicsConfig(hidden=(8,), horizon=2, batch_size=32, num_epochs=2)

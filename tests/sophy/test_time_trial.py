@@ -11,8 +11,9 @@ from brax.training.agents.ppo import train as ppo
 from core_rl.env import create, get_environment
 from projects.sophy import track as tracks
 from projects.sophy.car import rolling_start
+from projects.sophy.driving import CONTROL_STEP
 from projects.sophy.reward import RewardConfig, reward_terms
-from projects.sophy.time_trial import CONTROL_STEP, TimeTrial, TimeTrialConfig
+from projects.sophy.time_trial import TimeTrial, TimeTrialConfig
 from projects.sophy.walls import RESTITUTION, collide, place
 
 
