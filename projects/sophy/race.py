@@ -1,0 +1,138 @@
+"""Many cars on one circuit through one control step: slipstream, contact, walls.
+
+Every function takes a field of M slots, of which `present` says which hold a car. An absent car is
+simulated like the others, since an array has no holes, but touches nobody and is seen by nobody:
+the rest of the race is the same to the bit, however many slots there are.
+
+A wake takes from the drag and the front downforce of who drives in it, the strongest wake alone,
+with an exponential along it and a bell across. Only its direction and order are known for any one
+car; the numbers are estimates. It changes slowly and is computed once per control step.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from projects.sophy import track as tracks
+from projects.sophy.car import Car, Command
+from projects.sophy.contact import collide_cars, nearest_pairs
+from projects.sophy.driving import (
+    CONTROL_STEP,
+    DriveState,
+    Underway,
+    advance,
+    arrive,
+    set_off,
+)
+from projects.sophy.track import Track
+
+NEAR = 12.0  # cars farther apart along the course do not touch [m]
+WAKE_REACH = 100.0  # behind a car its wake is gone [m]
+WAKE_WIDTH = 1.5  # [m]
+DRAG_LOSS, DRAG_DECAY = 0.30, 20.0  # right behind a car [-], falls to 1/e over [m]
+DOWNFORCE_LOSS, DOWNFORCE_DECAY = 0.25, 12.0  # the same of the front axle's downforce
+
+
+@struct.dataclass
+class Meetings:
+    """What pairs of cars did in a control step, first < second; zero elsewhere."""
+
+    contact: Array  # [M, M] share of the step spent in contact
+    push: Array  # [M, M, 2] impulse on the second car along the normals, in the world [N s]
+    closing: Array  # [M, M] largest speed at which the gap closed in contact [m/s]
+
+
+class Interaction(NamedTuple):
+    """Which ways cars act on each other."""
+
+    contact: bool = True
+    slipstream: bool = True
+
+
+def no_meetings(num_cars: int) -> Meetings:
+    zero = jnp.zeros((num_cars, num_cars))
+    return Meetings(contact=zero, push=jnp.zeros((num_cars, num_cars, 2)), closing=zero)
+
+
+def gaps(track: Track, s: Array) -> Array:
+    """The way [M, M] [m] along the course from each car to every other, the short way round,
+    positive ahead; `s` [M] [m]."""
+    return tracks.wrap_difference(track, s[None], s[:, None])
+
+
+def in_wake(track: Track, drives: DriveState, present: Array) -> Car:
+    """The cars [M] with the drag and front downforce that the wakes of others leave them."""
+    motion, cars = drives.motion, drives.car
+    middle = 0.5 * (cars.wheel_x[:, 0] + cars.wheel_x[:, 3])
+    forward = jnp.stack([jnp.cos(motion.heading), jnp.sin(motion.heading)], -1)
+    nose = motion.position + (middle + 0.5 * cars.length)[:, None] * forward
+    tail = motion.position + (middle - 0.5 * cars.length)[:, None] * forward
+    # From the tail of the leader (second index) to the nose of the follower, in the leader's frame.
+    gap = tail[None] - nose[:, None]
+    behind = gap[..., 0] * forward[:, 0] + gap[..., 1] * forward[:, 1]
+    aside = gap[..., 1] * forward[:, 0] - gap[..., 0] * forward[:, 1]
+    ahead = gaps(track, drives.s)
+    feels = (behind > 0.0) & (ahead > 0.0) & (ahead < WAKE_REACH) & present & present[:, None]
+    bell = jnp.where(feels, jnp.exp(-((aside / WAKE_WIDTH) ** 2)), 0.0)
+
+    def left(loss: float, decay: float) -> Array:
+        return 1.0 - loss * jnp.max(bell * jnp.exp(-jnp.maximum(behind, 0.0) / decay), axis=1)
+
+    front = left(DOWNFORCE_LOSS, DOWNFORCE_DECAY)
+    share = jnp.stack([front, jnp.ones_like(front)], -1)
+    return dataclasses.replace(
+        cars,
+        drag_area=cars.drag_area * left(DRAG_LOSS, DRAG_DECAY),
+        downforce_area=cars.downforce_area * share,
+    )
+
+
+def drive_together(
+    track: Track,
+    previous: DriveState,
+    present: Array,
+    command: Command,
+    steering_target: Array,
+    substeps: int,
+    interaction: Interaction,
+) -> tuple[DriveState, Meetings]:
+    """All cars through one control step.
+
+    Args:
+      previous: [M].
+      present: [M] bool.
+      command, steering_target: [M], see `driving.command_of`.
+    """
+    num_cars = present.shape[0]
+    cars = in_wake(track, previous, present) if interaction.slipstream else previous.car
+    may_meet = present & present[:, None] & (jnp.abs(gaps(track, previous.s)) < NEAR)
+    pairs = nearest_pairs(previous.motion.position, may_meet)
+    move = jax.vmap(advance, (None, 0, 0, 0, None))
+
+    def substep(carry: tuple[Underway, Array], _):
+        underway, met = carry
+        if interaction.contact:
+            motion, contacts = collide_cars(cars, underway.motion, pairs)
+            underway = underway._replace(motion=motion)
+            push_x, push_y = contacts.impulse * contacts.normal
+            met = jnp.stack(
+                [
+                    met[0] + contacts.touching / substeps,
+                    met[1] + push_x,
+                    met[2] + push_y,
+                    jnp.maximum(met[3], contacts.closing),
+                ]
+            )
+        return (move(track, cars, command, underway, CONTROL_STEP / substeps), met), None
+
+    begin = jax.vmap(set_off)(previous), jnp.zeros((4, pairs.first.shape[0]))
+    (underway, met), _ = jax.lax.scan(substep, begin, None, length=substeps)
+    current = jax.vmap(arrive, (None, 0, 0, 0, None))(
+        track, previous, underway, steering_target, substeps
+    )
+    met = jnp.zeros((num_cars, num_cars, 4)).at[pairs.first, pairs.second].set(met.T)
+    return current, Meetings(contact=met[..., 0], push=met[..., 1:3], closing=met[..., 3])

@@ -1,0 +1,337 @@
+"""Up to twenty cars on one circuit, as one environment with an action, an observation and a reward
+per car.
+
+A slot of the field may be empty: `present` says which hold a car, so fields of any size up to
+`RaceConfig.num_cars` are one compilation. Cars set off from a standing grid, rolling in pairs, or
+in a loose pack anywhere on the circuit; contact and slipstream are switches, wear, fuel and
+aids are the time trial's. The race is over for a car when it has crossed the line after its last
+lap, or has stood still for `RETIRES` seconds; it then leaves its slot, and nobody meets it again.
+
+Leaves of a `State` have a leading axis [M] where the time trial's have none. Episodes never
+terminate; the clock of whoever runs them truncates.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+
+from core_rl.env import Env, State, register_environment
+from core_rl.errors import UserError
+from projects.sophy import track as tracks
+from projects.sophy.driving import CONTROL_STEP, DriveState, command_of
+from projects.sophy.observation import observe
+from projects.sophy.race import Interaction, Meetings, drive_together, gaps, no_meetings
+from projects.sophy.reward import reward_terms, weighted_sum
+from projects.sophy.time_trial import TimeTrial, TimeTrialConfig
+from projects.sophy.track import Track
+
+MOST_CARS = 20
+GRID_GAP = 8.0  # from one place of a grid to the next [m]
+ROLLING_GAP = 16.0  # the same of cars that roll [m]
+PACK_GAP = (10.0, 40.0)  # between the cars of a loose pack [m]
+GRID_SHARE = 0.45  # of the half width, where the columns of a grid stand
+RETIRES = 15.0  # a car that stands still for so long is out [s]
+STANDS = 1.0  # slower than this is standing still [m/s]
+
+
+@dataclasses.dataclass(frozen=True)
+class OpponentsConfig:
+    """What a car sees of the others, as in Wurman et al. 2022: lists ahead and behind, nearest
+    first, filled up with zeros."""
+
+    ahead: int = 7  # cars listed
+    behind: int = 7
+    reach_ahead: float = 100.0  # along the course [m]
+    reach_behind: float = 50.0  # [m]
+    heading: bool = True  # whether their heading is told
+
+    def __post_init__(self):
+        for name in ("ahead", "behind"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("reach_ahead", "reach_behind"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    @property
+    def size(self) -> int:
+        return (self.ahead + self.behind) * (9 if self.heading else 7)
+
+
+@dataclasses.dataclass(frozen=True)
+class RaceConfig:
+    solo: TimeTrialConfig = TimeTrialConfig(steering="delta")
+    num_cars: int = 4  # slots, of which every episode fills some
+    field: tuple[int, ...] = ()  # sizes of the field, one is drawn per episode; none: all slots
+    start: Literal["grid", "rolling", "pack"] = "grid"  # how cars set off
+    laps: int = 3  # length of the race; 0: without end
+    contact: bool = True  # whether cars touch
+    slipstream: bool = True  # whether wakes take drag and downforce
+    opponents: OpponentsConfig = OpponentsConfig()
+
+    def __post_init__(self):
+        if not 1 <= self.num_cars <= MOST_CARS:
+            raise ValueError(f"num_cars must be 1 to {MOST_CARS}, got {self.num_cars}")
+        if any(not 1 <= size <= self.num_cars for size in self.field):
+            raise ValueError(f"field must hold sizes of 1 to {self.num_cars}, got {self.field}")
+        if self.start not in ("grid", "rolling", "pack"):
+            raise ValueError(f"start must be grid, rolling or pack, got {self.start!r}")
+        if self.laps < 0:
+            raise ValueError(f"laps must not be negative, got {self.laps}")
+
+
+@struct.dataclass
+class RaceState:
+    """A race between two decisions."""
+
+    drives: DriveState  # [M]
+    present: Array  # [M] bool, slots with a car that takes part
+    meetings: Meetings  # of the last step
+    distance: Array  # [M] from where the race began, of a grid the line; at first negative [m]
+    clock: Array  # [] since the start [s]
+    finish_time: Array  # [M] when the last lap ended, 0 while it has not [s]
+    standing: Array  # [M] how long the car has stood still [s]
+    retired: Array  # [M] bool
+
+
+def classification(race: RaceState) -> Array:
+    """Place [M] of every car, 1 the first: by finish, then by distance; empty slots come last."""
+    finished = race.finish_time > 0.0
+    entered = race.present | finished | race.retired
+    # Lower is better: finishers by time, then the others by distance.
+    late = 1e6 - jnp.where(jnp.isfinite(race.distance), race.distance, 0.0)
+    score = jnp.where(finished, race.finish_time - 1e6, late)
+    score = jnp.where(entered, score, jnp.inf)
+    return 1 + jnp.sum(score[None] < score[:, None], axis=1)
+
+
+def opponents(track: Track, race: RaceState, config: OpponentsConfig) -> Array:
+    """The others as every car sees them [M, config.size]: per car and listed opponent its position,
+    velocity and acceleration relative to the car's in its own frame, its heading there if asked
+    for, and one, or zeros."""
+    drives, present = race.drives, race.present
+    motion, num_cars = drives.motion, present.shape[0]
+    cosine, sine = jnp.cos(motion.heading), jnp.sin(motion.heading)
+
+    def world(vector: Array) -> tuple[Array, Array]:
+        forward, left = vector.T
+        return forward * cosine - left * sine, forward * sine + left * cosine
+
+    def seen(x: Array, y: Array, scale: float) -> list[Array]:
+        """Differences [M, M] of world vectors, in the frames of the first."""
+        x, y = (x[None] - x[:, None]) / scale, (y[None] - y[:, None]) / scale
+        along = x * cosine[:, None] + y * sine[:, None]
+        return [along, y * cosine[:, None] - x * sine[:, None]]
+
+    x, y = motion.position.T
+    features = [
+        *seen(x, y, 20.0),
+        *seen(*world(motion.velocity), 10.0),
+        *seen(*world(motion.acceleration), 10.0),
+    ]
+    if config.heading:
+        turn = motion.heading[None] - motion.heading[:, None]
+        features += [jnp.cos(turn), jnp.sin(turn)]
+    table = jnp.stack([*features, jnp.ones((num_cars, num_cars))], -1)  # [M, M, F]
+
+    gap = gaps(track, drives.s)
+    others = present[None] & present[:, None] & ~jnp.eye(num_cars, dtype=bool)
+    lists = []
+    for count, way, reach in (
+        (config.ahead, gap, config.reach_ahead),
+        (config.behind, -gap, config.reach_behind),
+    ):
+        # A car exactly alongside counts as behind.
+        side = (way > 0.0) if way is gap else (way >= 0.0)
+        distance = jnp.where(others & side & (way < reach), way, jnp.inf)
+        listed = min(count, num_cars)
+        nearest, index = jax.lax.top_k(-distance, listed)
+        rows = jnp.take_along_axis(table, index[..., None], axis=1)
+        rows = jnp.where(jnp.isfinite(nearest)[..., None], rows, 0.0)
+        lists.append(jnp.pad(rows, ((0, 0), (0, count - listed), (0, 0))))
+    return jnp.concatenate(lists, axis=1).reshape(num_cars, config.size)
+
+
+class RaceEnv(Env):
+    """See the module's text. Observations: the time trial's entries and `opponents`, all [M, ...].
+
+    Every entrant of `config.solo` drives in turn: slot k holds entrant k modulo their number. A
+    reset draws the circuit and the size of the field. Raises UserError with one clear line.
+    """
+
+    def __init__(self, config: RaceConfig = RaceConfig()):
+        self.config = config
+        self.solo = TimeTrial(config.solo)
+        slots = np.arange(config.num_cars)
+        self.car_index = jnp.asarray(slots % len(self.solo.entrants), jnp.int32)
+        shortest = float(jnp.min(self.solo.tracks.length))
+        needed = PACK_GAP[1] * config.num_cars
+        if needed > shortest:
+            raise UserError(
+                f"{config.num_cars} cars need {needed:.0f} m of a circuit, "
+                f"the shortest has {shortest:.0f} m"
+            )
+        self.sizes = jnp.asarray(config.field or (config.num_cars,), jnp.int32)
+
+    @property
+    def num_agents(self) -> int:
+        return self.config.num_cars
+
+    def reset(self, rng: Array) -> State:
+        keys = jax.random.split(rng, 6)
+        circuit_key, size_key, order_key, origin_key, gap_key, share_key = keys
+        circuit = jax.random.randint(circuit_key, (), 0, len(self.solo.circuits))
+        size = jax.random.choice(size_key, self.sizes)
+        slots = jnp.arange(self.config.num_cars)
+        # Who stands where on the grid is drawn; empty slots stand at its end.
+        draw = jax.random.uniform(order_key, slots.shape)
+        present = slots < size
+        place = jnp.argsort(jnp.argsort(jnp.where(present, draw, 2.0)))
+        track = self.solo.track_of(circuit)
+        if self.config.start == "pack":
+            origin = jax.random.uniform(origin_key) * track.length
+            low, high = PACK_GAP
+            between = jax.random.uniform(gap_key, slots.shape, minval=low, maxval=high)
+            distance = -jnp.cumsum(between)[place]
+            share = 0.5 * jax.random.uniform(share_key, slots.shape, minval=-1.0)
+            speed = 0.7
+        else:
+            origin = jnp.zeros(())
+            standing = self.config.start == "grid"
+            distance = -(GRID_GAP if standing else ROLLING_GAP) * (1.0 + place)
+            share = GRID_SHARE * jnp.where(place % 2 == 0, 1.0, -1.0)
+            speed = 0.0 if standing else 0.6
+        return self.start(circuit, present, origin, distance, share, jnp.full(slots.shape, speed))
+
+    def start(
+        self,
+        circuit: Array,
+        present: Array,
+        origin: Array,
+        distance: Array,
+        share: Array,
+        speed_share: Array,
+    ) -> State:
+        """A field that sets off on a circuit [].
+
+        Args:
+          present: [M] bool.
+          origin: [] arc length of where the race begins [m].
+          distance: [M] from there to the cars, negative behind it [m].
+          share, speed_share: [M] see `TimeTrial.start`.
+        """
+        track = self.solo.track_of(circuit)
+        start = jax.vmap(self.solo.start, (None, 0, 0, 0, 0))
+        s = tracks.wrap(track, origin + distance)
+        state = start(circuit, self.car_index, s, share, speed_share)
+        drives: DriveState = state.pipeline_state  # pyright: ignore[reportAssignmentType]
+        num_cars = self.config.num_cars
+        race = RaceState(
+            drives=drives,
+            present=present,
+            meetings=no_meetings(num_cars),
+            distance=distance,
+            clock=jnp.zeros(()),
+            finish_time=jnp.zeros(num_cars),
+            standing=jnp.zeros(num_cars),
+            retired=jnp.zeros(num_cars, bool),
+        )
+        terms = self._terms(race, race, jnp.zeros((num_cars, 2)))
+        return State(
+            pipeline_state=race,  # pyright: ignore[reportArgumentType]
+            obs=self._observe(race),
+            reward=jnp.zeros(num_cars),
+            done=jnp.zeros(num_cars),
+            metrics=jax.tree.map(jnp.zeros_like, self._metrics(race, terms)),
+        )
+
+    def step(self, state: State, action: Array) -> State:
+        """`action` [M, 2]."""
+        previous: RaceState = state.pipeline_state  # pyright: ignore[reportAssignmentType]
+        action = jnp.clip(action, -1.0, 1.0)
+        current = self._race(previous, action)
+        terms = self._terms(previous, current, action)
+        # A slot that is empty, or was left in this step, earns nothing.
+        took_part = previous.present.astype(jnp.float32)
+        return state.replace(  # pyright: ignore[reportAttributeAccessIssue]
+            pipeline_state=current,
+            obs=self._observe(current),
+            reward=took_part * weighted_sum(terms, self.config.solo.reward),
+            metrics={**state.metrics, **self._metrics(current, terms)},
+        )
+
+    def _track(self, race: RaceState) -> Track:
+        return self.solo.track_of(race.drives.circuit[0])
+
+    def _race(self, previous: RaceState, action: Array) -> RaceState:
+        config, track = self.config, self._track(previous)
+        target = jax.vmap(self.solo.steering_target)(previous.drives, action)
+        drives, met = drive_together(
+            track,
+            previous.drives,
+            previous.present,
+            jax.vmap(command_of)(target, action[:, 1]),
+            target,
+            config.solo.substeps,
+            Interaction(config.contact, config.slipstream),
+        )
+        clock = previous.clock + CONTROL_STEP
+        # The first crossing begins the first lap where all stand before the line.
+        ended = (drives.laps_begun > config.laps) & (config.laps > 0)
+        finishes = ended & (previous.finish_time == 0.0) & previous.present
+        speed = jnp.sqrt(jnp.sum(drives.motion.velocity**2, -1))
+        standing = jnp.where(speed < STANDS, previous.standing + CONTROL_STEP, 0.0)
+        retires = (standing >= RETIRES) & previous.present & ~finishes
+        return RaceState(
+            drives=drives,
+            present=previous.present & ~finishes & ~retires,
+            meetings=met,
+            distance=previous.distance + jnp.where(previous.present, drives.progress, 0.0),
+            clock=clock,
+            finish_time=jnp.where(finishes, clock - drives.lap_clock, previous.finish_time),
+            standing=standing,
+            retired=previous.retired | retires,
+        )
+
+    def _terms(self, previous: RaceState, current: RaceState, action: Array) -> dict[str, Array]:
+        terms = jax.vmap(reward_terms, (0, 0, 0, None))
+        return terms(previous.drives, current.drives, action, CONTROL_STEP)
+
+    def _observe(self, race: RaceState) -> dict[str, Array]:
+        track, config = self._track(race), self.config
+        entries = jax.vmap(observe, (None, 0, 0, None))(
+            track, race.drives.car, race.drives, config.solo.observation
+        )
+        entries = {name: entries[name] for name in self.solo.observation_size}
+        return {**entries, "opponents": opponents(track, race, config.opponents)}
+
+    def _metrics(self, race: RaceState, terms: dict[str, Array]) -> dict[str, Array]:
+        touched = race.meetings.contact > 0.0
+        return {
+            **{f"reward/{name}": term for name, term in terms.items()},
+            "speed": jnp.sqrt(jnp.sum(race.drives.motion.velocity**2, -1)),
+            "distance": race.drives.progress,
+            "off_course_steps": (race.drives.off_course > 0).astype(jnp.float32),
+            "wall_contact_steps": (race.drives.wall_contact > 0).astype(jnp.float32),
+            "contact_steps": (jnp.any(touched, 0) | jnp.any(touched, 1)).astype(jnp.float32),
+        }
+
+    @property
+    def observation_size(self) -> dict[str, int]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return {**self.solo.observation_size, "opponents": self.config.opponents.size}
+
+    @property
+    def action_size(self) -> int:
+        return 2
+
+    @property
+    def backend(self) -> str:
+        return "sophy"
+
+
+register_environment("sophy_race", RaceEnv)
