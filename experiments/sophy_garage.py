@@ -11,8 +11,8 @@ everything at their input instead, as one vector:
     --agent.static_obs= --agent.actor_obs=state,surface,car
     --agent.critic_obs=state,surface,privileged_state,car
 
-Slow and fast cars earn alike (`env.relative_progress`), and dirt and snow, 4 of the 19 circuits,
-fill fixed shares of each batch; a tenth is drawn from everything. The driving aids are on
+Slow and fast cars earn and lose alike (`env.relative_progress`), and dirt and snow, 4 of the 19
+circuits, fill fixed shares of each batch; a tenth is drawn from everything. The driving aids are on
 (`--env.traction_control=false --env.antilock=false` takes them away), since without them full
 throttle spins the wheels of the strongest cars. It trains for 55 minutes.
 

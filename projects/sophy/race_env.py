@@ -23,10 +23,21 @@ from jax import Array
 from core_rl.env import Env, State, register_environment
 from core_rl.errors import UserError
 from projects.sophy import track as tracks
+from projects.sophy.car import Car
 from projects.sophy.driving import CONTROL_STEP, DriveState, command_of
 from projects.sophy.observation import observe
 from projects.sophy.race import Interaction, Meetings, drive_together, gaps, no_meetings
 from projects.sophy.reward import reward_terms, weighted_sum
+from projects.sophy.stewards import (
+    CORNER_REACH,
+    MEMORY,
+    SECOND,
+    Bodies,
+    Trace,
+    Verdicts,
+    judge,
+    severity,
+)
 from projects.sophy.time_trial import TimeTrial, TimeTrialConfig
 from projects.sophy.track import Track
 
@@ -37,6 +48,8 @@ PACK_GAP = (10.0, 40.0)  # between the cars of a loose pack [m]
 GRID_SHARE = 0.45  # of the half width, where the columns of a grid stand
 RETIRES = 15.0  # a car that stands still for so long is out [s]
 STANDS = 1.0  # slower than this is standing still [m/s]
+NEED_OVER = 20.0  # way over which the lap's braking is looked at [m]
+CONTACT_ENDS = 5  # control steps without touching after which a contact is a new one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +99,18 @@ class RaceConfig:
 
 
 @struct.dataclass
+class Stewarding:
+    """What the stewards remember and have decided."""
+
+    trace: Trace  # leaves [MEMORY, M], oldest first, the last of them before the last step
+    apart: Array  # [M, M] int32, control steps since a pair touched, first < second
+    calm: Array  # [M] int32, control steps since a car was in a contact with a fault
+    verdicts: Verdicts  # on the contacts that began in the last step
+    severity: Array  # [M, M] int32 of those contacts: 0 light, 1 medium, 2 heavy
+    faults: Array  # [M, 3] int32, contacts that a car was at fault in, by severity
+
+
+@struct.dataclass
 class RaceState:
     """A race between two decisions."""
 
@@ -97,6 +122,7 @@ class RaceState:
     finish_time: Array  # [M] when the last lap ended, 0 while it has not [s]
     standing: Array  # [M] how long the car has stood still [s]
     retired: Array  # [M] bool
+    stewarding: Stewarding
 
 
 def classification(race: RaceState) -> Array:
@@ -240,6 +266,7 @@ class RaceEnv(Env):
             finish_time=jnp.zeros(num_cars),
             standing=jnp.zeros(num_cars),
             retired=jnp.zeros(num_cars, bool),
+            stewarding=_nothing_judged(drives, distance),
         )
         terms = self._terms(race, race, jnp.zeros((num_cars, 2)))
         return State(
@@ -287,16 +314,78 @@ class RaceEnv(Env):
         speed = jnp.sqrt(jnp.sum(drives.motion.velocity**2, -1))
         standing = jnp.where(speed < STANDS, previous.standing + CONTROL_STEP, 0.0)
         retires = (standing >= RETIRES) & previous.present & ~finishes
+        distance = previous.distance + jnp.where(previous.present, drives.progress, 0.0)
         return RaceState(
             drives=drives,
             present=previous.present & ~finishes & ~retires,
             meetings=met,
-            distance=previous.distance + jnp.where(previous.present, drives.progress, 0.0),
+            distance=distance,
             clock=clock,
             finish_time=jnp.where(finishes, clock - drives.lap_clock, previous.finish_time),
             standing=standing,
             retired=previous.retired | retires,
+            stewarding=self._steward(track, previous.stewarding, drives, met, distance),
         )
+
+    def _steward(
+        self, track: Track, before: Stewarding, drives: DriveState, met: Meetings, distance: Array
+    ) -> Stewarding:
+        """Judges the contacts that began in a step, and remembers what it led to."""
+        cars, touching = drives.car, met.contact > 0.0
+        begins = touching & (before.apart > CONTACT_ENDS)
+        chained = jnp.minimum(before.calm, before.calm[:, None]) < SECOND
+        # Across the course at the first car, from the world.
+        angle = jnp.arctan2(drives.placement.sine, drives.placement.cosine)
+        course = drives.motion.heading - angle
+        east, north = jnp.cos(course)[:, None], jnp.sin(course)[:, None]
+        push_x, push_y = met.push[..., 0], met.push[..., 1]
+        along, left = push_x * east + push_y * north, push_y * east - push_x * north
+        impulse = jnp.sqrt(push_x**2 + push_y**2)
+        normal = jnp.stack([along, left], -1) / jnp.maximum(impulse, 1e-6)[..., None]
+
+        stations = drives.s[:, None] + jnp.linspace(-20.0, CORNER_REACH, 5)
+        bends = jax.vmap(jax.vmap(lambda s: tracks.at(track, s).curvature))(stations)
+        sharpest = jnp.argmax(jnp.abs(bends), axis=1)[:, None]
+        curvature = jnp.take_along_axis(bends, sharpest, 1)[:, 0]
+        verdicts = judge(
+            before.trace,
+            _bodies(cars),
+            begins,
+            normal,
+            curvature,
+            self._braking_need(track, drives),
+            chained,
+            track.length,
+        )
+        how = severity(impulse, cars.mass[:, None], cars.mass)
+        hard = jax.nn.one_hot(how, 3, dtype=jnp.int32)  # [M, M, 3]
+        faults = jnp.sum(verdicts.first[..., None] * hard, 1)
+        faults += jnp.sum(verdicts.second[..., None] * hard, 0)
+        faulty = verdicts.first | verdicts.second
+        involved = jnp.any(faulty, 0) | jnp.any(faulty, 1)
+        return Stewarding(
+            trace=_remember(before.trace, _seen(drives, distance)),
+            apart=jnp.where(touching, 0, before.apart + 1),
+            calm=jnp.where(involved, 0, before.calm + 1),
+            verdicts=verdicts,
+            severity=jnp.where(begins, how, 0),
+            faults=before.faults + faults,
+        )
+
+    def _braking_need(self, track: Track, drives: DriveState) -> Array:
+        """Deceleration [M] [m/s^2] that the reference laps have where the cars are."""
+        references = self.solo.references
+
+        def need(car_index: Array, circuit: Array, s: Array) -> Array:
+            row = references.row[car_index]
+            stations = references.laps.s[row, circuit]
+            speeds = references.laps.speed[row, circuit]
+            here, there = jnp.interp(
+                s + jnp.array([0.0, NEED_OVER]), stations, speeds, period=track.length
+            )
+            return jnp.maximum(here**2 - there**2, 0.0) / (2.0 * NEED_OVER)
+
+        return jax.vmap(need)(drives.car_index, drives.circuit, drives.s)
 
     def _terms(self, previous: RaceState, current: RaceState, action: Array) -> dict[str, Array]:
         terms = jax.vmap(reward_terms, (0, 0, 0, None))
@@ -311,7 +400,7 @@ class RaceEnv(Env):
         return {**entries, "opponents": opponents(track, race, config.opponents)}
 
     def _metrics(self, race: RaceState, terms: dict[str, Array]) -> dict[str, Array]:
-        touched = race.meetings.contact > 0.0
+        touched, verdicts = race.meetings.contact > 0.0, race.stewarding.verdicts
         return {
             **{f"reward/{name}": term for name, term in terms.items()},
             "speed": jnp.sqrt(jnp.sum(race.drives.motion.velocity**2, -1)),
@@ -319,6 +408,9 @@ class RaceEnv(Env):
             "off_course_steps": (race.drives.off_course > 0).astype(jnp.float32),
             "wall_contact_steps": (race.drives.wall_contact > 0).astype(jnp.float32),
             "contact_steps": (jnp.any(touched, 0) | jnp.any(touched, 1)).astype(jnp.float32),
+            "at_fault": (jnp.any(verdicts.first, 1) | jnp.any(verdicts.second, 0)).astype(
+                jnp.float32
+            ),
         }
 
     @property
@@ -332,6 +424,45 @@ class RaceEnv(Env):
     @property
     def backend(self) -> str:
         return "sophy"
+
+
+def _bodies(cars: Car) -> Bodies:
+    middle = 0.5 * (cars.wheel_x[:, 0] + cars.wheel_x[:, 3])
+    return Bodies(cars.length, cars.width, cars.wheel_x[:, 0], middle + 0.5 * cars.length)
+
+
+def _seen(drives: DriveState, distance: Array) -> Trace:
+    """What the stewards see of cars, leaves [M]."""
+    forward, left = drives.motion.velocity.T
+    sine, cosine = drives.placement.sine, drives.placement.cosine
+    return Trace(
+        s=distance,
+        offset=drives.placement.offset,
+        speed=forward * cosine - left * sine,
+        across=forward * sine + left * cosine,
+        braking=-drives.motion.acceleration[:, 0],
+        off_course=drives.off_course,
+    )
+
+
+def _remember(trace: Trace, now: Trace) -> Trace:
+    return jax.tree.map(lambda past, new: jnp.concatenate([past[1:], new[None]]), trace, now)
+
+
+def _nothing_judged(drives: DriveState, distance: Array) -> Stewarding:
+    """As if all had stood where they are for as long as the stewards remember."""
+    num = distance.shape[0]
+    never = 10 * MEMORY
+    no = jnp.zeros((num, num), bool)
+    now = _seen(drives, distance)
+    return Stewarding(
+        trace=jax.tree.map(lambda leaf: jnp.tile(leaf, (MEMORY, 1)), now),
+        apart=jnp.full((num, num), never, jnp.int32),
+        calm=jnp.full(num, never, jnp.int32),
+        verdicts=Verdicts(no, no, jnp.zeros((num, num), jnp.int32)),
+        severity=jnp.zeros((num, num), jnp.int32),
+        faults=jnp.zeros((num, 3), jnp.int32),
+    )
 
 
 register_environment("sophy_race", RaceEnv)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from projects.sophy.driving import DriveState
 
 KMH = 3.6  # km/h per m/s
-USUAL_PACE = 40.0  # a car whose reference is this fast earns as much by relative progress [m/s]
+USUAL_PACE = 40.0  # a car whose reference is this fast earns as much where pay is relative [m/s]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,8 @@ def reward_terms(
     action [2], and nothing else of the environment can be touched from it.
     """
     del previous, action
-    speed = jnp.sqrt(jnp.sum(current.motion.velocity**2)) * KMH
+    # Of a car with the usual pace, where progress is relative: the same faults cost all alike.
+    speed = jnp.sqrt(jnp.sum(current.motion.velocity**2)) * current.progress_worth * KMH
     off_course = current.off_course * time_step
     slip = jnp.minimum(jnp.abs(current.motion.slip_ratio), 1.0) * jnp.abs(current.motion.slip_angle)
     return {

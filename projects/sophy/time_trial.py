@@ -49,7 +49,7 @@ class TimeTrialConfig:
     traction_control: bool = False  # driving aid
     antilock: bool = False  # driving aid
     describe: bool = False  # whether observations have the entries car and surface
-    relative_progress: bool = False  # progress paid by the car's pace, not by the metre
+    relative_progress: bool = False  # progress and speed by the car's own pace
     substeps: int = 20  # simulation steps per control step of 0.1 s
     episode_seconds: float = 150.0  # length of an episode [s]
     steering: Literal["target", "delta"] = "target"  # what the steering action means

@@ -228,15 +228,18 @@ def test_relative_progress_pays_by_pace(mixed, driven, drive):
     np.testing.assert_allclose(worth, 40.0 / pace, rtol=1e-6)
     np.testing.assert_array_equal(start.pipeline_state.progress_worth, np.ones(NUM_CARS))
     other = drive(relative)(drive_state, actions)
-    np.testing.assert_allclose(
-        other.metrics["reward/progress"],
-        steps.metrics["reward/progress"] * worth,
-        rtol=1e-4,
-        atol=1e-4,
-    )
-    # What is paid besides, and what is measured, stays what it was.
-    for name in ("distance", "pace_share", "reward/wall", "reward/off_course_squared"):
-        np.testing.assert_allclose(other.metrics[name], steps.metrics[name], rtol=1e-4, atol=1e-4)
+    # Progress goes with the pace, penalties on the squared speed with its square.
+    for name, factor in (
+        ("reward/progress", worth),
+        ("reward/wall", worth**2),
+        ("reward/off_course_squared", worth**2),
+        ("distance", 1.0),  # what is measured stays what it was
+        ("pace_share", 1.0),
+    ):
+        np.testing.assert_allclose(
+            other.metrics[name], steps.metrics[name] * factor, rtol=1e-4, atol=1e-4
+        )
+    assert np.abs(steps.metrics["reward/off_course_squared"]).max() > 1.0
     expected = steps.metrics["distance"] / (pace * CONTROL_STEP)
     np.testing.assert_allclose(steps.metrics["pace_share"], expected, rtol=1e-5, atol=1e-6)
 

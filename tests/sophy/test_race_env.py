@@ -21,6 +21,7 @@ from projects.sophy.race_env import (
     classification,
     opponents,
 )
+from projects.sophy.stewards import REASONS
 from projects.sophy.time_trial import TimeTrialConfig
 
 SOLO = TimeTrialConfig(circuit="copperbowl,ribbon", steering="delta")
@@ -205,6 +206,22 @@ def test_a_race_ends_after_its_laps_and_is_classified(four):
         gone = np.cumsum(np.asarray(states.metrics["distance"][:, car]))
         clock = np.interp(way, np.append(0.0, gone), 0.1 * np.arange(21))
         assert finish[car] == pytest.approx(clock, abs=0.02)
+
+
+def test_who_drives_into_another_is_judged_once(four):
+    # One car, faster by far, runs into the back of another on the straight.
+    present = [True, True, False, False]
+    state = four.place([20.0, 45.0, 0.0, 0.0], present=present, speed=[0.9, 0.4, 0.5, 0.5])
+    states = four.drive(state, jnp.zeros((20, 4, 2)).at[:, 0, 1].set(0.2))
+    race = states.pipeline_state.stewarding
+    assert float(states.metrics["contact_steps"].sum()) >= 2.0
+    np.testing.assert_array_equal(states.metrics["at_fault"].sum(0), [1.0, 0.0, 0.0, 0.0])
+    verdict = np.argwhere(np.asarray(race.verdicts.first))
+    assert verdict[:, 1:].tolist() == [[0, 1]]
+    step = verdict[0, 0]
+    assert REASONS[int(race.verdicts.reason[step, 0, 1])] == "rear end"
+    assert int(race.severity[step, 0, 1]) > 0
+    np.testing.assert_array_equal(race.faults[-1].sum(1), [1, 0, 0, 0])
 
 
 def test_a_car_that_stands_still_is_out(four):
