@@ -189,6 +189,7 @@ def judge_pair(
                 turned_in,
                 own["moved_more"],
             ],
+            default=False,
         )
 
     return Verdicts(at_fault(ours, theirs), at_fault(theirs, ours), reason.astype(jnp.int32))

@@ -102,6 +102,12 @@ def test_twenty_slots_with_four_cars_are_the_race_of_four(bumps, twenty):
     assert not np.asarray(crowd.obs["opponents"][:, 4:]).any()
 
 
+def test_a_step_keeps_the_state_s_types(four):
+    state = close_start(four)
+    after = jax.eval_shape(four.env.step, state, jnp.zeros((4, 2)))
+    assert jax.tree.map(jnp.result_type, state) == jax.tree.map(jnp.result_type, after)
+
+
 def test_the_same_race_twice_is_the_same_to_the_bit(bumps, four):
     again = four.drive(close_start(four), wild_actions(30, 4))
     for ours, theirs in zip(jax.tree.leaves(bumps), jax.tree.leaves(again), strict=True):
