@@ -27,6 +27,7 @@ from projects.sophy.car import Car
 from projects.sophy.driving import CONTROL_STEP, DriveState, command_of
 from projects.sophy.observation import observe
 from projects.sophy.race import Interaction, Meetings, drive_together, gaps, no_meetings
+from projects.sophy.race_reward import RaceRewardConfig, race_reward_terms
 from projects.sophy.reward import reward_terms, weighted_sum
 from projects.sophy.stewards import (
     CORNER_REACH,
@@ -86,6 +87,7 @@ class RaceConfig:
     contact: bool = True  # whether cars touch
     slipstream: bool = True  # whether wakes take drag and downforce
     opponents: OpponentsConfig = OpponentsConfig()
+    reward: RaceRewardConfig = RaceRewardConfig()  # counts instead of the time trial's
 
     def __post_init__(self):
         if not 1 <= self.num_cars <= MOST_CARS:
@@ -122,6 +124,7 @@ class RaceState:
     finish_time: Array  # [M] when the last lap ended, 0 while it has not [s]
     standing: Array  # [M] how long the car has stood still [s]
     retired: Array  # [M] bool
+    steering_change: Array  # [M] of the target in the last step [rad]
     stewarding: Stewarding
 
 
@@ -266,6 +269,7 @@ class RaceEnv(Env):
             finish_time=jnp.zeros(num_cars),
             standing=jnp.zeros(num_cars),
             retired=jnp.zeros(num_cars, bool),
+            steering_change=jnp.zeros(num_cars),
             stewarding=_nothing_judged(drives, distance),
         )
         terms = self._terms(race, race, jnp.zeros((num_cars, 2)))
@@ -288,7 +292,7 @@ class RaceEnv(Env):
         return state.replace(  # pyright: ignore[reportAttributeAccessIssue]
             pipeline_state=current,
             obs=self._observe(current),
-            reward=took_part * weighted_sum(terms, self.config.solo.reward),
+            reward=took_part * weighted_sum(terms, self.config.reward),
             metrics={**state.metrics, **self._metrics(current, terms)},
         )
 
@@ -324,6 +328,7 @@ class RaceEnv(Env):
             finish_time=jnp.where(finishes, clock - drives.lap_clock, previous.finish_time),
             standing=standing,
             retired=previous.retired | retires,
+            steering_change=target - previous.drives.steering_target,
             stewarding=self._steward(track, previous.stewarding, drives, met, distance),
         )
 
@@ -388,8 +393,11 @@ class RaceEnv(Env):
         return jax.vmap(need)(drives.car_index, drives.circuit, drives.s)
 
     def _terms(self, previous: RaceState, current: RaceState, action: Array) -> dict[str, Array]:
-        terms = jax.vmap(reward_terms, (0, 0, 0, None))
-        return terms(previous.drives, current.drives, action, CONTROL_STEP)
+        alone = jax.vmap(reward_terms, (0, 0, 0, None))
+        return {
+            **alone(previous.drives, current.drives, action, CONTROL_STEP),
+            **race_reward_terms(self._track(current), previous, current, CONTROL_STEP),
+        }
 
     def _observe(self, race: RaceState) -> dict[str, Array]:
         track, config = self._track(race), self.config
