@@ -364,7 +364,7 @@ def describe(title: str, summary: dict[str, Any]) -> str:
         f"{title}: {show_time(lap_time)}",
         f"{show_time(summary['careful_lap_time'])} driven carefully",
         f"meshes {summary['mesh_error']:.2%} apart",
-        "one first guess failed" if difference is None else f"guesses {1000 * difference:.0f} ms",
+        "from one first guess" if difference is None else f"guesses {1000 * difference:.0f} ms",
         f"{summary['iterations']} iterations, {summary['seconds']:.0f} s",
     ]
     if "followed_lap_time" in summary:
