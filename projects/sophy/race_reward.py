@@ -1,8 +1,8 @@
 """What racing adds to the time trial's reward: terms between cars, and weights as published.
 
 Passing, collision, rear end and unsporting collision are those of Wurman et al. 2022 (Methods,
-"Rewards"); steering change and reversal, shortcut, barrier and the speed of a collision those of
-the later agents (Vasco et al. 2024, arXiv 2406.12563, and Lee et al. 2025, arXiv 2504.09021).
+"Rewards"); steering reversal, shortcut, barrier and the speed of a collision those of the later
+agents (Vasco et al. 2024, arXiv 2406.12563, and Lee et al. 2025, arXiv 2504.09021).
 Whether a collision is unsporting, the paper's own rule being unpublished, the stewards say
 (`stewards`): it is where the car was at fault. The published mask of quick reversals is unknown;
 here it is two changes of opposite signs that are both no trifle.
@@ -38,7 +38,6 @@ class RaceRewardConfig(RewardConfig):
     collision_speed: float = 0.0  # per step in contact and (m/s)^2 of relative speed
     shortcut: float = 0.0  # per second off course and m/s
     barrier: float = 0.0  # per second of wall contact and m/s
-    steering_change: float = 0.0  # per rad that the steering's target changes
     steering_reversal: float = 0.0  # per quick change of the steering's direction
 
 
@@ -100,7 +99,6 @@ def race_reward_terms(
         "collision_speed": -jnp.max(relative, 1),
         "shortcut": -drives.off_course * time_step * speed,
         "barrier": -drives.wall_contact * time_step * speed,
-        "steering_change": -jnp.abs(turn),
         "steering_reversal": -jnp.where(
             reverses,
             jax.nn.sigmoid(REVERSAL_STEEPNESS * (jnp.abs(turn) - REVERSAL_ONSET)),

@@ -19,7 +19,8 @@ USUAL_PACE = 40.0  # a car whose reference is this fast earns as much where pay 
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-    """Weights as published for the courses Seaside and Maggiore (Extended Data Table 1)."""
+    """Weights as published for the courses Seaside and Maggiore (Extended Data Table 1); the
+    steering's change costs 3 in Vasco et al. 2024 (arXiv 2406.12563)."""
 
     scale: float = 0.1  # common factor, so that returns suit the learning rates
     progress: float = 1.0  # per metre of the centre line, none while off course
@@ -27,6 +28,7 @@ class RewardConfig:
     off_course_linear: float = 0.0  # per second off course and km/h (5 at Sarthe)
     wall: float = 0.01  # per second of wall contact and (km/h)^2
     tyre_slip: float = 0.25  # per step and rad, for slip ratio times slip angle over four tyres
+    steering_change: float = 0.0  # per rad that the steering's target changes
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -44,7 +46,7 @@ def reward_terms(
     This signature is the seam for designed rewards: it sees the state before and after and the
     action [2], and nothing else of the environment can be touched from it.
     """
-    del previous, action
+    del action
     # Of a car with the usual pace, where progress is relative: the same faults cost all alike.
     speed = jnp.sqrt(jnp.sum(current.motion.velocity**2)) * current.progress_worth * KMH
     off_course = current.off_course * time_step
@@ -55,6 +57,7 @@ def reward_terms(
         "off_course_linear": -off_course * speed,
         "wall": -current.wall_contact * time_step * speed**2,
         "tyre_slip": -jnp.sum(slip),
+        "steering_change": -jnp.abs(current.steering_target - previous.steering_target),
     }
 
 

@@ -109,12 +109,11 @@ def test_who_is_at_fault_was_unsporting(calm):
     np.testing.assert_array_equal(terms(env, race, judged)["unsporting"], [0.0, 0.0, -1.0])
 
 
-def test_steering_is_paid_by_its_change_and_quick_reversals(calm):
+def test_quick_reversals_of_the_steering_cost(calm):
     env, race = calm
     before = dataclasses.replace(race, steering_change=jnp.array([0.03, 0.03, 0.01]))
     after = dataclasses.replace(race, steering_change=jnp.array([-0.05, 0.05, -0.05]))
     found = terms(env, before, after)
-    np.testing.assert_allclose(found["steering_change"], [-0.05] * 3, rtol=1e-6)
     # Only the first turns back, and from no trifle: 1 / (1 + exp(-182.88 * 0.016)) = 0.949.
     np.testing.assert_allclose(found["steering_reversal"], [-0.949, 0.0, 0.0], atol=1e-3)
 
