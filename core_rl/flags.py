@@ -138,8 +138,18 @@ def flatten(config: Any) -> dict[str, Any]:
     return {path: value for path, value, _, _ in _leaves(config)}
 
 
-def from_dict(cls: type[Config], values: Mapping[str, Any], *, prefix: str = "") -> Config:
-    """Rebuilds a config from `to_dict`; raises UserError at unknown, missing or mistyped keys."""
+def from_dict(
+    cls: type[Config],
+    values: Mapping[str, Any],
+    *,
+    prefix: str = "",
+    base: Config | None = None,
+) -> Config:
+    """Rebuilds a config from `to_dict`; raises UserError at unknown, missing or mistyped keys.
+
+    Where there is a `base`, what is missing at any depth is as there: what was written before an
+    option existed reads as with that option's value in `base`.
+    """
     hints = _hints(cls)
     unknown = [name for name in values if name not in hints]
     if unknown:
@@ -147,14 +157,17 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], *, prefix: str = "")
         hint = f", did you mean {prefix}{guess[0]}?" if guess else ""
         raise UserError(f"{cls.__name__} has no field {prefix}{unknown[0]}{hint}")
     missing = [name for name in hints if name not in values]
-    if missing:
+    if missing and base is None:
         raise UserError(f"{cls.__name__} needs a value of {prefix}{missing[0]}")
     arguments = {}
     for name, hint in hints.items():
-        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        if name not in values:
+            arguments[name] = getattr(base, name)
+        elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
             if not isinstance(values[name], Mapping):
                 raise UserError(f"{prefix}{name} must be a mapping, got {values[name]!r}")
-            arguments[name] = from_dict(hint, values[name], prefix=f"{prefix}{name}.")
+            deeper = None if base is None else getattr(base, name)
+            arguments[name] = from_dict(hint, values[name], prefix=f"{prefix}{name}.", base=deeper)
         else:
             try:
                 arguments[name] = _decode(values[name], hint)

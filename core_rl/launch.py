@@ -138,9 +138,10 @@ def trained_agent(policy: Policy) -> tuple[Agent, Any]:
 
     Raises UserError for a bundle that was not made by QR-SAC.
     """
-    network = {**flags.to_dict(QRSACConfig()), **policy.manifest.get("network", {})}
+    network = policy.manifest.get("network", {})
+    config = flags.from_dict(QRSACConfig, network, base=QRSACConfig())
     # What critics would be told of an action is not in the bundle, and they are not either.
-    config = dataclasses.replace(flags.from_dict(QRSACConfig, network), afterstate=False)
+    config = dataclasses.replace(config, afterstate=False)
     agent = make_qr_sac(config, policy.manifest["action"]["shape"][0])
     entries = {
         name.split("/")[1]: leaf

@@ -61,20 +61,10 @@ def env_config_of(policy: Policy, circuit: str = "", car: str = "") -> TimeTrial
     extra = policy.manifest["extra"]
     if extra.get("project") != "sophy":
         raise UsageError("this policy was not trained by projects/sophy: it cannot drive a car")
-    known = _filled(extra["env"], flags.to_dict(TimeTrialConfig()))
-    config = flags.from_dict(TimeTrialConfig, known)
+    # Options that came after the policy keep their defaults.
+    config = flags.from_dict(TimeTrialConfig, extra["env"], base=TimeTrialConfig())
     changes = {name: value for name, value in (("circuit", circuit), ("car", car)) if value}
     return dataclasses.replace(config, **changes)
-
-
-def _filled(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """`values`, where options that came after them have their defaults."""
-    deeper = {
-        name: _filled(values[name], default)
-        for name, default in defaults.items()
-        if isinstance(default, dict) and isinstance(values.get(name), dict)
-    }
-    return {**defaults, **values, **deeper}
 
 
 def evaluate(

@@ -176,6 +176,11 @@ def body_acceleration(
     return acceleration_x, acceleration_y, xp.sum(car.wheel_x * body_y - car.wheel_y * body_x)
 
 
+def body_middle(car: Car) -> Array:
+    """How far the body's middle is ahead of the centre of gravity [...] [m]."""
+    return 0.5 * (car.wheel_x[..., 0] + car.wheel_x[..., 3])
+
+
 def rolling_start(car: Car, position: Array, heading: Array, speed: Array) -> CarState:
     """A car rolling straight at `speed` [m/s] from `position` [2] with a heading [rad]."""
     speed = jnp.asarray(speed, jnp.float32)

@@ -20,6 +20,7 @@ from projects.sophy.car import (
     Car,
     axles,
     body_acceleration,
+    body_middle,
     steady_load,
     wheel_travel,
 )
@@ -215,7 +216,7 @@ def make_point(car: Any, free: bool) -> tuple[ca.SX, ca.SX, ca.SX, ca.SX]:
     # The wheels of the far side stay inside; or those of the near side too.
     side = -1.0 if free else 1.0
     allowed = offset + car.wheel_x * sine + side * car.wheel_y * cosine
-    middle, reach = 0.5 * (car.wheel_x[0] + car.wheel_x[3]), 0.5 * car.length
+    middle, reach = body_middle(car), 0.5 * car.length
     corner = offset + (middle + reach * np.array([1.0, 1.0, -1.0, -1.0])) * sine
     corner += 0.5 * car.width * np.array([1.0, -1.0, 1.0, -1.0]) * cosine
     near = [allowed[0] - course[0], allowed[2] - course[0]]

@@ -8,8 +8,9 @@ Methods", 2nd ed. 2011, planar impact mechanics), equal and opposite on the two 
 momentum and angular momentum are conserved. A car that touches several takes a part of each
 impulse: one Jacobi pass, in which both cars of a pair take the same part.
 
-Not all pairs are looked at: bodies that touch without overlapping make a planar graph, which has
-fewer than three edges per node, so the 3 M nearest pairs of M cars hold all that touch.
+Not all pairs are looked at, only the nearest 3 M of M cars: bodies that touch without overlapping
+make a planar graph, which has fewer than three edges per node, so there is a place for each contact
+unless longer bodies apart stand between.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from projects.sophy.car import Car, CarState
+from projects.sophy.car import Car, CarState, body_middle
 
 RESTITUTION = 0.15  # [-] bodywork on bodywork, estimate
 FRICTION = 0.3  # [-] sliding friction of bodywork on bodywork, estimate
@@ -80,7 +81,7 @@ def nearest_pairs(position: Array, may_meet: Array) -> Pairs:
 
 def _bodies(cars: Car, states: CarState) -> _Body:
     cosine, sine = jnp.cos(states.heading), jnp.sin(states.heading)
-    middle = 0.5 * (cars.wheel_x[:, 0] + cars.wheel_x[:, 3])
+    middle = body_middle(cars)
     (x, y), (forward, left) = states.position.T, states.velocity.T
     return _Body(
         x=x,

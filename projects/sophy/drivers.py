@@ -22,9 +22,9 @@ from jax import Array
 
 from projects.sophy import track as tracks
 from projects.sophy import tyre as tyres
-from projects.sophy.driving import DriveState
+from projects.sophy.driving import CONTROL_STEP, DriveState
 from projects.sophy.first_guess import smooth_line
-from projects.sophy.race import gaps
+from projects.sophy.race import gaps, opponents_of
 from projects.sophy.race_env import RaceEnv, RaceState
 from projects.sophy.reference import line_at_nodes, reference_lap
 from projects.sophy.track import NUM_NODES, Track
@@ -56,10 +56,6 @@ LEVELS: dict[str, tuple[float, float, float, float]] = {
     "pro": (0.95, 0.1, 0.9, 0.4),
     "expert": (0.975, 0.0, 0.8, 0.3),
 }
-
-
-def level(name: str) -> Level:
-    return Level(*(jnp.float32(value) for value in LEVELS[name]))
 
 
 class Lines(NamedTuple):
@@ -141,9 +137,9 @@ def _wheel(
     bearable = speed * jnp.sqrt(MOST_USAGE / jnp.max(pull) / jnp.maximum(jnp.abs(demanded), 1e-6))
     top_speed = jnp.minimum(top_speed, bearable)
     wanted = jnp.minimum(jnp.min(planned), top_speed)
-    step = 0.1 * speed
+    step = CONTROL_STEP * speed
     later = jnp.minimum(level.pace * jnp.min(_read(speeds, track, ahead + step)), top_speed)
-    asked = SPEED_GAIN * (wanted - speed) + (later - wanted) / 0.1  # [m/s^2]
+    asked = SPEED_GAIN * (wanted - speed) + (later - wanted) / CONTROL_STEP  # [m/s^2]
     # The pedal that asks for that, as far as tyres that also turn carry it.
     torque = car.brake_torque * jnp.stack([car.brake_bias, 1.0 - car.brake_bias])
     grip = jnp.sum(peak.force_x.reshape(2, 2), 1) * car.wheel_radius[::2]
@@ -171,7 +167,7 @@ def scripted_actions(env: RaceEnv, lines: Lines, race: RaceState, levels: Level)
     wish = line
 
     num_cars = speed.shape[0]
-    others = race.present[None] & race.present[:, None] & ~jnp.eye(num_cars, dtype=bool)
+    others = opponents_of(race.present)
     gap = gaps(track, drives.s)  # [M, M] to the second from the first
     length = 0.5 * (cars.length[None] + cars.length[:, None])
     apart = half_width[None] + half_width[:, None] + levels.room[:, None]

@@ -130,3 +130,13 @@ def count_laps(previous: DriveState, current: DriveState) -> DriveState:
         lap_clock=jnp.where(begins, beyond, clock),
         lap_time=jnp.where(flying, clock - beyond, 0.0),
     )
+
+
+def drive_metrics(drive: DriveState) -> dict[str, Array]:
+    """What is measured of a step that led to `drive`, in every task."""
+    return {
+        "speed": jnp.sqrt(jnp.sum(drive.motion.velocity**2)),
+        "distance": drive.progress,
+        "off_course_steps": (drive.off_course > 0).astype(jnp.float32),
+        "wall_contact_steps": (drive.wall_contact > 0).astype(jnp.float32),
+    }

@@ -2,7 +2,7 @@
 
 Every function takes a field of M slots, of which `present` says which hold a car. An absent car is
 simulated like the others, since an array has no holes, but touches nobody and is seen by nobody:
-the rest of the race is the same to the bit, however many slots there are.
+the rest of the race is the same, up to the order of sums, however many slots there are.
 
 A wake takes from the drag and the front downforce of who drives in it, the strongest wake alone,
 with an exponential along it and a bell across. Only its direction and order are known for any one
@@ -18,7 +18,7 @@ from flax import struct
 from jax import Array
 
 from projects.sophy import track as tracks
-from projects.sophy.car import Car, Command
+from projects.sophy.car import Car, Command, body_middle
 from projects.sophy.contact import collide_cars, nearest_pairs
 from projects.sophy.driving import (
     CONTROL_STEP,
@@ -64,10 +64,20 @@ def gaps(track: Track, s: Array) -> Array:
     return tracks.wrap_difference(track, s[None], s[:, None])
 
 
+def opponents_of(present: Array) -> Array:
+    """Which pairs of cars [M, M] bool are two different ones, both `present` [M]."""
+    return present & present[:, None] & ~jnp.eye(present.shape[0], dtype=bool)
+
+
+def of_either(pairs: Array) -> Array:
+    """Whether a car [M] is in a pair for which `pairs` [M, M] holds, first or second."""
+    return jnp.any(pairs, 0) | jnp.any(pairs, 1)
+
+
 def in_wake(track: Track, drives: DriveState, present: Array) -> Car:
     """The cars [M] with the drag and front downforce that the wakes of others leave them."""
     motion, cars = drives.motion, drives.car
-    middle = 0.5 * (cars.wheel_x[:, 0] + cars.wheel_x[:, 3])
+    middle = body_middle(cars)
     forward = jnp.stack([jnp.cos(motion.heading), jnp.sin(motion.heading)], -1)
     nose = motion.position + (middle + 0.5 * cars.length)[:, None] * forward
     tail = motion.position + (middle - 0.5 * cars.length)[:, None] * forward

@@ -23,10 +23,18 @@ from jax import Array
 from core_rl.env import Env, State, register_environment
 from core_rl.errors import UserError
 from projects.sophy import track as tracks
-from projects.sophy.car import Car
-from projects.sophy.driving import CONTROL_STEP, DriveState, command_of
+from projects.sophy.car import Car, body_middle
+from projects.sophy.driving import CONTROL_STEP, DriveState, command_of, drive_metrics
 from projects.sophy.observation import observe
-from projects.sophy.race import Interaction, Meetings, drive_together, gaps, no_meetings
+from projects.sophy.race import (
+    Interaction,
+    Meetings,
+    drive_together,
+    gaps,
+    no_meetings,
+    of_either,
+    opponents_of,
+)
 from projects.sophy.race_reward import RaceRewardConfig, race_reward_terms
 from projects.sophy.reward import reward_terms, weighted_sum
 from projects.sophy.stewards import (
@@ -36,6 +44,7 @@ from projects.sophy.stewards import (
     Bodies,
     Trace,
     Verdicts,
+    at_fault,
     judge,
     severity,
 )
@@ -169,7 +178,7 @@ def opponents(track: Track, race: RaceState, config: OpponentsConfig) -> Array:
     table = jnp.stack([*features, jnp.ones((num_cars, num_cars))], -1)  # [M, M, F]
 
     gap = gaps(track, drives.s)
-    others = present[None] & present[:, None] & ~jnp.eye(num_cars, dtype=bool)
+    others = opponents_of(present)
     lists = []
     for count, way, reach in (
         (config.ahead, gap, config.reach_ahead),
@@ -366,8 +375,7 @@ class RaceEnv(Env):
         hard = jax.nn.one_hot(how, 3, dtype=jnp.int32)  # [M, M, 3]
         faults = jnp.sum(verdicts.first[..., None] * hard, 1)
         faults += jnp.sum(verdicts.second[..., None] * hard, 0)
-        faulty = verdicts.first | verdicts.second
-        involved = jnp.any(faulty, 0) | jnp.any(faulty, 1)
+        involved = of_either(verdicts.first | verdicts.second)
         return Stewarding(
             trace=_remember(before.trace, _seen(drives, distance)),
             apart=jnp.where(touching, 0, before.apart + 1),
@@ -408,17 +416,11 @@ class RaceEnv(Env):
         return {**entries, "opponents": opponents(track, race, config.opponents)}
 
     def _metrics(self, race: RaceState, terms: dict[str, Array]) -> dict[str, Array]:
-        touched, verdicts = race.meetings.contact > 0.0, race.stewarding.verdicts
         return {
             **{f"reward/{name}": term for name, term in terms.items()},
-            "speed": jnp.sqrt(jnp.sum(race.drives.motion.velocity**2, -1)),
-            "distance": race.drives.progress,
-            "off_course_steps": (race.drives.off_course > 0).astype(jnp.float32),
-            "wall_contact_steps": (race.drives.wall_contact > 0).astype(jnp.float32),
-            "contact_steps": (jnp.any(touched, 0) | jnp.any(touched, 1)).astype(jnp.float32),
-            "at_fault": (jnp.any(verdicts.first, 1) | jnp.any(verdicts.second, 0)).astype(
-                jnp.float32
-            ),
+            **jax.vmap(drive_metrics)(race.drives),
+            "contact_steps": of_either(race.meetings.contact > 0.0).astype(jnp.float32),
+            "at_fault": at_fault(race.stewarding.verdicts).astype(jnp.float32),
         }
 
     @property
@@ -435,8 +437,8 @@ class RaceEnv(Env):
 
 
 def _bodies(cars: Car) -> Bodies:
-    middle = 0.5 * (cars.wheel_x[:, 0] + cars.wheel_x[:, 3])
-    return Bodies(cars.length, cars.width, cars.wheel_x[:, 0], middle + 0.5 * cars.length)
+    nose = body_middle(cars) + 0.5 * cars.length
+    return Bodies(cars.length, cars.width, cars.wheel_x[:, 0], nose)
 
 
 def _seen(drives: DriveState, distance: Array) -> Trace:

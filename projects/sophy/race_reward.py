@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from projects.sophy.race import gaps
+from projects.sophy.race import gaps, of_either, opponents_of
 from projects.sophy.reward import KMH, RewardConfig
+from projects.sophy.stewards import at_fault
 from projects.sophy.track import Track
 
 if TYPE_CHECKING:
@@ -72,30 +73,26 @@ def race_reward_terms(
 ) -> dict[str, Array]:
     """Unweighted terms [M] of one control step of `time_step` [s], penalties negative."""
     drives, before = current.drives, previous.drives
-    others = previous.present & previous.present[:, None]
-    others &= ~jnp.eye(others.shape[0], dtype=bool)
+    others = opponents_of(previous.present)
     gap, gap_before = gaps(track, drives.s), gaps(track, before.s)
 
     def in_window(gap: Array) -> Array:
         return (gap > -BEHIND) & (gap < AHEAD)
 
     counts = others & in_window(gap) & in_window(gap_before)
-    touches = current.meetings.contact > 0.0
-    touches = (touches | touches.T) & others
+    touches = of_either((current.meetings.contact > 0.0) & others)
     # After a contact the speeds have evened out, so what counts is how fast the gap closed in it.
     closing = current.meetings.closing
     relative = jnp.where(others, closing + closing.T, 0.0) ** 2  # [M, M] [(m/s)^2]
-    verdicts = current.stewarding.verdicts
-    at_fault = jnp.any(verdicts.first, 1) | jnp.any(verdicts.second, 0)
     speed = jnp.sqrt(jnp.sum(drives.motion.velocity**2, -1))
     turn, turn_before = current.steering_change, previous.steering_change
     reverses = (turn * turn_before < 0.0) & (jnp.abs(turn_before) > SMALLEST_TURN)
     reverses &= jnp.abs(turn) > SMALLEST_TURN
     return {
         "passing": jnp.sum(jnp.where(counts, gap_before - gap, 0.0), 1),
-        "any_collision": -jnp.any(touches, 1).astype(jnp.float32),
+        "any_collision": -touches.astype(jnp.float32),
         "rear_end": -jnp.sum(jnp.where(gap > 0.0, relative, 0.0), 1) * KMH**2,
-        "unsporting": -at_fault.astype(jnp.float32),
+        "unsporting": -at_fault(current.stewarding.verdicts).astype(jnp.float32),
         "collision_speed": -jnp.max(relative, 1),
         "shortcut": -drives.off_course * time_step * speed,
         "barrier": -drives.wall_contact * time_step * speed,

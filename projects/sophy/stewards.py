@@ -5,8 +5,7 @@ judge by geometry before the contact, not by who lost by it, and follow what the
 standards guidelines (2022 to 2025) ask of the two sides, so far as that can be computed. In order;
 the first that speaks, decides:
 
-1. *chain*: within a second of a contact that one of the two had been pushed into by a third, or had
-   with the same other car, nobody is charged again;
+1. *chain*: within a second of a contact of either with a fault, nobody is charged again;
 2. *rejoining*: a car that was off course within two seconds, or stands on the road, is at fault;
    both are where the other had seen it stand for two seconds and did not slow down;
 3. *rear end*: the one behind, unless the one ahead moved across by half a width within a second
@@ -25,6 +24,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from projects.sophy.driving import CONTROL_STEP
@@ -85,6 +85,11 @@ class Verdicts(NamedTuple):
     first: Array  # bool, whether the first car is at fault
     second: Array  # bool; both may be
     reason: Array  # int32, index into `REASONS`
+
+
+def at_fault(verdicts: Verdicts) -> Array:
+    """Which cars [M] bool are at fault in any contact that begins."""
+    return jnp.any(verdicts.first, 1) | jnp.any(verdicts.second, 0)
 
 
 def severity(impulse: Array, first_mass: Array, second_mass: Array) -> Array:
@@ -175,7 +180,7 @@ def judge_pair(
         STRAIGHT,
     )
 
-    def at_fault(own: dict[str, Array], other: dict[str, Array]) -> Array:
+    def guilty(own: dict[str, Array], other: dict[str, Array]) -> Array:
         # In a corner an attacker without right is at fault; else whoever moved over.
         turned_in = own["unentitled"] | (own["moved_more"] & ~other["unentitled"])
         return jnp.select(
@@ -192,7 +197,7 @@ def judge_pair(
             default=False,
         )
 
-    return Verdicts(at_fault(ours, theirs), at_fault(theirs, ours), reason.astype(jnp.int32))
+    return Verdicts(guilty(ours, theirs), guilty(theirs, ours), reason.astype(jnp.int32))
 
 
 def judge(
@@ -236,10 +241,9 @@ def judge(
             chained[first, second],
         )
 
-    index = jnp.arange(num)
-    verdicts = jax.vmap(jax.vmap(pair, (None, 0)), (0, None))(index, index)
-    return Verdicts(
-        first=verdicts.first & begins,
-        second=verdicts.second & begins,
-        reason=jnp.where(begins, verdicts.reason, NONE),
+    upper = np.triu_indices(num, 1)
+    verdicts = jax.vmap(pair)(*(jnp.asarray(index) for index in upper))
+    first, second, reason = (
+        jnp.zeros(begins.shape, leaf.dtype).at[upper].set(leaf) for leaf in verdicts
     )
+    return Verdicts(first & begins, second & begins, jnp.where(begins, reason, NONE))

@@ -28,6 +28,7 @@ from projects.sophy.driving import (
     advance,
     arrive,
     command_of,
+    drive_metrics,
     set_off,
 )
 from projects.sophy.field import load_circuits, load_entrants, reference_laps
@@ -241,11 +242,8 @@ class TimeTrial(Env):
     ) -> dict[str, Array]:
         return {
             **{f"reward/{name}": term for name, term in terms.items()},
-            "speed": jnp.sqrt(jnp.sum(drive.motion.velocity**2)),
-            "distance": drive.progress,
+            **drive_metrics(drive),
             "pace_share": drive.progress / (drive.pace * CONTROL_STEP),
-            "off_course_steps": (drive.off_course > 0).astype(jnp.float32),
-            "wall_contact_steps": (drive.wall_contact > 0).astype(jnp.float32),
             "steering_change": jnp.abs(drive.steering_target - previous.steering_target),
             "laps": (drive.lap_time > 0).astype(jnp.float32),
             "lap_seconds": drive.lap_time,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from projects.sophy.car import Car, CarState
+from projects.sophy.car import Car, CarState, body_middle
 from projects.sophy.track import TrackPoint, lateral_offset
 
 RESTITUTION = 0.2  # [-] estimate for a guard rail
@@ -56,7 +56,7 @@ def course_step(
 
 def corners(car: Car) -> tuple[Array, Array]:
     """Corners of the body, x [4] and y [4] [m], in the wheels' order."""
-    middle = 0.5 * (car.wheel_x[0] + car.wheel_x[3])
+    middle = body_middle(car)
     half_length, half_width = 0.5 * car.length, 0.5 * car.width
     x = middle + half_length * jnp.array([1.0, 1.0, -1.0, -1.0])
     y = half_width * jnp.array([1.0, -1.0, 1.0, -1.0])

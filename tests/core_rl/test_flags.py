@@ -263,3 +263,12 @@ def test_any_value_survives_its_text(values):
     hints = (int, float | None, tuple[tuple[str, float], ...])
     for value, hint in zip(values, hints, strict=True):
         assert flags.parse_text(flags.format_text(value), hint) == value
+
+
+def test_from_dict_takes_what_is_missing_from_a_base_at_any_depth():
+    values = {"seed": 4, "agent": {"n_step": 9}}
+    base = Config(agent=AgentConfig(critic_lr=1e-5), learn=False)
+    expected = dataclasses.replace(base, seed=4, agent=AgentConfig(critic_lr=1e-5, n_step=9))
+    assert flags.from_dict(Config, values, base=base) == expected
+    with pytest.raises(UserError, match=r"no field agent\.n_stpe"):
+        flags.from_dict(Config, {"agent": {"n_stpe": 9}}, base=base)
