@@ -55,7 +55,7 @@ STEERING_COST = 2e-4  # of the squared steering rate over its limit, per interva
 # Added to the Hessian alone: what hardly matters to the lap time else wanders for many iterations.
 PROXIMAL = 1e-4  # [s]
 
-MAX_ITERATIONS = 300
+MAX_ITERATIONS = 600
 SOLVED = ("Solve_Succeeded", "Solved_To_Acceptable_Level")
 
 Report = Callable[[str, int, float], None]  # stage, iteration, objective [s]
