@@ -27,6 +27,7 @@ __all__ = [
     "Env",
     "EnvLoop",
     "EnvSlots",
+    "HeldActions",
     "State",
     "StepInfo",
     "create",
@@ -80,6 +81,49 @@ def example_obs(env: Env) -> Obs:
 def observation_sizes(env: Env) -> dict[str, int]:
     """Length of each entry of the observation, without running the environment."""
     return {name: leaf.shape[-1] for name, leaf in example_obs(env).items()}
+
+
+class HeldActions(Env):
+    """An environment whose every action is held for `num_steps` steps, or to the end of the task.
+
+    Rewards and metrics are summed. What a single short action is worth drowns in the error of a
+    value function; held longer, it is worth more.
+    """
+
+    def __init__(self, env: Env, num_steps: int):
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        self.env, self.num_steps = env, num_steps
+
+    def reset(self, rng: jax.Array) -> State:
+        return self.env.reset(rng)
+
+    def step(self, state: State, action: jax.Array) -> State:
+        def hold(carry: tuple[State, jax.Array, Any], _: None):
+            before, reward, metrics = carry
+            after = self.env.step(before, action)
+            over = before.done > 0.5
+            after = jax.tree.map(lambda old, new: jnp.where(over, old, new), before, after)
+            counts = 1.0 - before.done
+            metrics = jax.tree.map(lambda a, b: a + counts * b, metrics, after.metrics)
+            return (after, reward + counts * after.reward, metrics), None
+
+        zeros = jax.tree.map(jnp.zeros_like, (state.reward, state.metrics))
+        begin = (state.replace(done=jnp.zeros_like(state.done)), *zeros)  # pyright: ignore[reportAttributeAccessIssue]
+        (state, reward, metrics), _ = jax.lax.scan(hold, begin, None, length=self.num_steps)
+        return state.replace(reward=reward, metrics=metrics)  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def observation_size(self):
+        return self.env.observation_size
+
+    @property
+    def action_size(self) -> int:
+        return self.env.action_size
+
+    @property
+    def backend(self) -> str:
+        return self.env.backend
 
 
 def make_env_loop(env: Env, episode_length: int, *, stagger: bool = False) -> EnvLoop:

@@ -17,17 +17,19 @@ since at the limit of grip noise costs time, and an averaged actor that does the
 
 import dataclasses
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from core_rl import flags
+from core_rl.env import HeldActions, State
 from core_rl.evaluate import make_evaluator
 from core_rl.launch import Experiment, RunConfig, check_seeds, make_learner, report_end, run
 from core_rl.qr_sac import QRSACConfig
-from core_rl.train import TrainConfig
-from core_rl.types import Metrics
+from core_rl.train import TrainConfig, Trainer
+from core_rl.types import Agent, Metrics
 from experiments.sophy_report import write_time_trial_report
 from projects.sophy.drive import show_time
 from projects.sophy.driving import CONTROL_STEP
@@ -61,6 +63,7 @@ class SophyTimeTrial:
     train: TrainConfig = TrainConfig(
         num_envs=128, steps_per_epoch=64, num_epochs=360, replay_capacity=500_000
     )
+    hold: int = 1  # control steps that an action is held for while learning; driving, each decides
     run: RunConfig = RunConfig(minutes=9.7, checkpoint_every=50)
     seed: int = 0  # root of all random numbers
     num_seeds: int = 1  # seeds trained side by side in one program
@@ -68,15 +71,28 @@ class SophyTimeTrial:
 
     def __post_init__(self):
         check_seeds(self)
+        if self.hold < 1:
+            raise ValueError(f"hold must be at least 1, got {self.hold}")
 
 
 CONFIG = SophyTimeTrial()
 
 
+def make_driving_learner(
+    config: SophyTimeTrial,
+    env: TimeTrial,
+    membership: Callable[[State], Mapping[str, jax.Array]] | None = None,
+) -> tuple[Agent, Trainer]:
+    """The agent and its training loop, in which actions are held for `config.hold` steps."""
+    decisions = -(-config.env.episode_length // config.hold)
+    held = HeldActions(env, config.hold) if config.hold > 1 else env
+    return make_learner(config, held, decisions, membership)
+
+
 def make_experiment(config: SophyTimeTrial) -> tuple[Experiment, TimeTrial]:
     """Raises UserError for a circuit or car that does not exist or cannot be driven."""
     env = TimeTrial(config.env)
-    agent, trainer = make_learner(config, env, config.env.episode_length)
+    agent, trainer = make_driving_learner(config, env)
     reference_time = float(env.reference.lap_time)
     # Enough for the way to the line and one lap for a car as fast as the reference.
     num_steps = int(2.1 * reference_time / CONTROL_STEP)

@@ -67,6 +67,12 @@ def set_off(drive: DriveState) -> Underway:
     return Underway(drive.motion, drive.s, zero, zero)
 
 
+def at_present(track: Track, previous: DriveState, underway: Underway) -> DriveState:
+    """`previous` where it is by now, for a hand that corrects between two decisions."""
+    placement = place(tracks.at(track, underway.s), underway.motion)
+    return dataclasses.replace(previous, motion=underway.motion, s=underway.s, placement=placement)
+
+
 def advance(
     track: Track, car: Car, command: Command, underway: Underway, time_step: float
 ) -> Underway:

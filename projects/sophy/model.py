@@ -161,7 +161,7 @@ def drive_dynamics(env: TimeTrial, model: Dynamics, state: DynamicsState) -> Dri
                 placement=placement,
                 s=s,
                 progress=tracks.wrap_difference(track, s, drive.s),
-                steering_target=env.steering_target(drive, action),
+                steering_target=env.command(drive, action)[0],
                 off_course=(jnp.sum(outside) >= WHEELS_OUT).astype(jnp.float32),
                 wall_contact=hit.astype(jnp.float32),
             ),

@@ -27,7 +27,6 @@ from projects.sophy.addons import Addon
 from projects.sophy.driving import CONTROL_STEP, DriveState
 from projects.sophy.laps import Control
 from projects.sophy.model import drive_dynamics
-from projects.sophy.observation import observe
 from projects.sophy.reward import reward_terms, weighted_sum
 from projects.sophy.time_trial import TimeTrial
 
@@ -79,7 +78,7 @@ def make_planning_driver(
     """Builds the driver; variants that score the reward of the task score the time trial's own."""
 
     def see(drive: DriveState) -> Obs:
-        return observe(env.track, drive.car, drive, env.config.observation)
+        return env.observe(env.track, drive)
 
     def task_reward(previous: DriveState, action: Array, current: DriveState) -> Array:
         terms = reward_terms(previous, current, action, CONTROL_STEP)

@@ -10,6 +10,7 @@ car; the numbers are estimates. It changes slowly and is computed once per contr
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -26,6 +27,7 @@ from projects.sophy.driving import (
     Underway,
     advance,
     arrive,
+    at_present,
     set_off,
 )
 from projects.sophy.track import Track
@@ -105,9 +107,9 @@ def drive_together(
     track: Track,
     previous: DriveState,
     present: Array,
-    command: Command,
-    steering_target: Array,
+    steer: Callable[[DriveState], tuple[Array, Command]],
     substeps: int,
+    corrections: int,
     interaction: Interaction,
 ) -> tuple[DriveState, Meetings]:
     """All cars through one control step.
@@ -115,7 +117,8 @@ def drive_together(
     Args:
       previous: [M].
       present: [M] bool.
-      command, steering_target: [M], see `driving.command_of`.
+      steer: the road-wheel angles [M] [rad] that drivers ask for and their commands [M].
+      corrections: how often that is worked out anew, a divisor of `substeps`.
     """
     num_cars = present.shape[0]
     cars = in_wake(track, previous, present) if interaction.slipstream else previous.car
@@ -123,7 +126,7 @@ def drive_together(
     pairs = nearest_pairs(previous.motion.position, may_meet)
     move = jax.vmap(advance, (None, 0, 0, 0, None))
 
-    def substep(carry: tuple[Underway, Array], _):
+    def substep(carry: tuple[Underway, Array], command: Command) -> tuple[Underway, Array]:
         underway, met = carry
         if interaction.contact:
             motion, contacts = collide_cars(cars, underway.motion, pairs)
@@ -137,12 +140,25 @@ def drive_together(
                     jnp.maximum(met[3], contacts.closing),
                 ]
             )
-        return (move(track, cars, command, underway, CONTROL_STEP / substeps), met), None
+        return move(track, cars, command, underway, CONTROL_STEP / substeps), met
+
+    def correct(carry: tuple[Underway, Array], _):
+        now = previous
+        if corrections > 1:
+            now = jax.vmap(at_present, (None, 0, 0))(track, previous, carry[0])
+        target, command = steer(now)
+        carry, _ = jax.lax.scan(
+            lambda carry, _: (substep(carry, command), None),
+            carry,
+            None,
+            length=substeps // corrections,
+        )
+        return carry, target
 
     begin = jax.vmap(set_off)(previous), jnp.zeros((4, pairs.first.shape[0]))
-    (underway, met), _ = jax.lax.scan(substep, begin, None, length=substeps)
+    (underway, met), targets = jax.lax.scan(correct, begin, None, length=corrections)
     current = jax.vmap(arrive, (None, 0, 0, 0, None))(
-        track, previous, underway, steering_target, substeps
+        track, previous, underway, targets[-1], substeps
     )
     met = jnp.zeros((num_cars, num_cars, 4)).at[pairs.first, pairs.second].set(met.T)
     return current, Meetings(contact=met[..., 0], push=met[..., 1:3], closing=met[..., 3])

@@ -24,8 +24,7 @@ from core_rl.env import Env, State, register_environment
 from core_rl.errors import UserError
 from projects.sophy import track as tracks
 from projects.sophy.car import Car, body_middle
-from projects.sophy.driving import CONTROL_STEP, DriveState, command_of, drive_metrics
-from projects.sophy.observation import observe
+from projects.sophy.driving import CONTROL_STEP, DriveState, drive_metrics
 from projects.sophy.race import (
     Interaction,
     Meetings,
@@ -310,14 +309,13 @@ class RaceEnv(Env):
 
     def _race(self, previous: RaceState, action: Array) -> RaceState:
         config, track = self.config, self._track(previous)
-        target = jax.vmap(self.solo.steering_target)(previous.drives, action)
         drives, met = drive_together(
             track,
             previous.drives,
             previous.present,
-            jax.vmap(command_of)(target, action[:, 1]),
-            target,
+            lambda drives: jax.vmap(self.solo.command)(drives, action),
             config.solo.substeps,
+            config.solo.corrections,
             Interaction(config.contact, config.slipstream),
         )
         clock = previous.clock + CONTROL_STEP
@@ -337,7 +335,7 @@ class RaceEnv(Env):
             finish_time=jnp.where(finishes, clock - drives.lap_clock, previous.finish_time),
             standing=standing,
             retired=previous.retired | retires,
-            steering_change=target - previous.drives.steering_target,
+            steering_change=drives.steering_target - previous.drives.steering_target,
             stewarding=self._steward(track, previous.stewarding, drives, met, distance),
         )
 
@@ -408,12 +406,9 @@ class RaceEnv(Env):
         }
 
     def _observe(self, race: RaceState) -> dict[str, Array]:
-        track, config = self._track(race), self.config
-        entries = jax.vmap(observe, (None, 0, 0, None))(
-            track, race.drives.car, race.drives, config.solo.observation
-        )
-        entries = {name: entries[name] for name in self.solo.observation_size}
-        return {**entries, "opponents": opponents(track, race, config.opponents)}
+        track = self._track(race)
+        entries = jax.vmap(self.solo.observe, (None, 0))(track, race.drives)
+        return {**entries, "opponents": opponents(track, race, self.config.opponents)}
 
     def _metrics(self, race: RaceState, terms: dict[str, Array]) -> dict[str, Array]:
         return {

@@ -3,12 +3,15 @@ another circuit (`field`).
 
 The driver decides at 10 Hz; the car is simulated in 5 ms sub-steps (`car.step`). Two actions in
 [-1, 1]: steering, as a target or as a change of the target, and one pedal, positive throttle,
-negative brake (Wurman et al. 2022). Episodes never terminate: the clock of whoever runs them
-truncates (`TimeTrialConfig.episode_length`), so a value function must bootstrap through their end.
+negative brake (Wurman et al. 2022). With `steering="line"` both are relative to the racing line,
+and a hand follows them at 50 Hz (`path_following`): how far beside it to aim, and at what share of
+its speed. Episodes never terminate: the clock of whoever runs them truncates
+(`TimeTrialConfig.episode_length`), so a value function must bootstrap through their end.
 """
 
 import copy
 import dataclasses
+import math
 from typing import Any, Literal
 
 import jax
@@ -19,7 +22,7 @@ from core_rl.env import Env, State, register_environment
 from core_rl.errors import UserError
 from projects.sophy import car as cars
 from projects.sophy import track as tracks
-from projects.sophy.car import Car
+from projects.sophy.car import Car, Command
 from projects.sophy.circuits import DEFAULT
 from projects.sophy.driving import (
     CONTROL_STEP,
@@ -27,12 +30,15 @@ from projects.sophy.driving import (
     Underway,
     advance,
     arrive,
+    at_present,
     command_of,
     drive_metrics,
     set_off,
 )
 from projects.sophy.field import load_circuits, load_entrants, reference_laps
 from projects.sophy.observation import DESCRIPTION, ObservationConfig, observe
+from projects.sophy.path_following import CORRECTIONS, along_line
+from projects.sophy.racing_line import RacingLine, racing_lines
 from projects.sophy.reference import ReferenceLap
 from projects.sophy.reward import USUAL_PACE, RewardConfig, reward_terms, weighted_sum
 from projects.sophy.track import Track
@@ -53,7 +59,7 @@ class TimeTrialConfig:
     relative_progress: bool = False  # progress and speed by the car's own pace
     substeps: int = 20  # simulation steps per control step of 0.1 s
     episode_seconds: float = 150.0  # length of an episode [s]
-    steering: Literal["target", "delta"] = "target"  # what the steering action means
+    steering: Literal["target", "delta", "line"] = "target"  # what actions mean: see the top
     steering_step: float = 0.0524  # largest change of the target per decision in delta mode [rad]
     start_speed: tuple[float, float] = (0.3, 0.9)  # share of the reference speed at the start
     start_offset: float = 0.5  # largest lateral offset at the start, share of the half width
@@ -65,8 +71,8 @@ class TimeTrialConfig:
             raise ValueError(f"substeps must be at least 1, got {self.substeps}")
         if not self.episode_seconds >= CONTROL_STEP:
             raise ValueError(f"episode_seconds must be at least 0.1, got {self.episode_seconds}")
-        if self.steering not in ("target", "delta"):
-            raise ValueError(f"steering must be target or delta, got {self.steering!r}")
+        if self.steering not in ("target", "delta", "line"):
+            raise ValueError(f"steering must be target, delta or line, got {self.steering!r}")
         if not self.steering_step > 0:
             raise ValueError(f"steering_step must be positive, got {self.steering_step}")
         low, high = self.start_speed
@@ -79,6 +85,11 @@ class TimeTrialConfig:
     def episode_length(self) -> int:
         """Control steps per episode."""
         return round(self.episode_seconds / CONTROL_STEP)
+
+    @property
+    def corrections(self) -> int:
+        """How often per control step what the action asks for is worked out anew."""
+        return math.gcd(self.substeps, CORRECTIONS) if self.steering == "line" else 1
 
 
 class TimeTrial(Env):
@@ -102,6 +113,9 @@ class TimeTrial(Env):
             antilock=config.antilock,
         )
         self.references = reference_laps(self.entrants, self.cars, self.tracks)
+        # Worked out only where they are used: it takes some seconds per circuit.
+        uses_lines = config.observation.racing_line or config.steering == "line"
+        self.lines = racing_lines(self.cars, self.tracks) if uses_lines else None
 
     @property
     def track(self) -> Track:
@@ -194,7 +208,7 @@ class TimeTrial(Env):
         terms = reward_terms(drive, drive, jnp.zeros(2), CONTROL_STEP)
         return State(
             pipeline_state=drive,  # pyright: ignore[reportArgumentType]
-            obs=self._observe(track, drive),
+            obs=self.observe(track, drive),
             reward=jnp.zeros(()),
             done=jnp.zeros(()),
             metrics=jax.tree.map(jnp.zeros_like, self._metrics(drive, drive, terms)),
@@ -207,34 +221,52 @@ class TimeTrial(Env):
         terms = reward_terms(previous, current, action, CONTROL_STEP)
         return state.replace(  # pyright: ignore[reportAttributeAccessIssue]
             pipeline_state=current,
-            obs=self._observe(self.track_of(current.circuit), current),
+            obs=self.observe(self.track_of(current.circuit), current),
             reward=weighted_sum(terms, self.config.reward),
             # Wrappers add metrics of their own, which must stay.
             metrics={**state.metrics, **self._metrics(previous, current, terms)},
         )
 
-    def steering_target(self, previous: DriveState, action: Array) -> Array:
-        """The road-wheel angle [] [rad] that an action [2] asks for."""
-        limit = previous.car.steering_limit
-        if self.config.steering == "target":
-            return action[0] * limit
-        target = previous.steering_target + action[0] * self.config.steering_step
-        return jnp.clip(target, -limit, limit)
+    def command(self, drive: DriveState, action: Array) -> tuple[Array, Command]:
+        """What an action [2] asks for: the road-wheel angle [] [rad], and with it the command."""
+        limit, pedal = drive.car.steering_limit, action[1]
+        if self.config.steering == "line":
+            track = self.track_of(drive.circuit)
+            target, pedal = along_line(track, drive, self._line_of(drive), action)
+        elif self.config.steering == "target":
+            target = action[0] * limit
+        else:
+            target = drive.steering_target + action[0] * self.config.steering_step
+        target = jnp.clip(target, -limit, limit)
+        return target, command_of(target, pedal)
+
+    def _line_of(self, drive: DriveState) -> RacingLine:
+        assert self.lines is not None
+        offset, speed = self.lines
+        return RacingLine(offset[drive.circuit], speed[drive.car_index, drive.circuit])
 
     def _drive(self, previous: DriveState, action: Array) -> DriveState:
         """The car through one control step."""
         track, car, substeps = self.track_of(previous.circuit), previous.car, self.config.substeps
-        steering_target = self.steering_target(previous, action)
-        command = command_of(steering_target, action[1])
+        corrections = self.config.corrections
 
-        def substep(underway: Underway, _):
-            return advance(track, car, command, underway, CONTROL_STEP / substeps), None
+        def correct(underway: Underway, _):
+            now = at_present(track, previous, underway) if corrections > 1 else previous
+            target, command = self.command(now, action)
 
-        underway, _ = jax.lax.scan(substep, set_off(previous), None, length=substeps)
-        return arrive(track, previous, underway, steering_target, substeps)
+            def substep(underway: Underway, _):
+                return advance(track, car, command, underway, CONTROL_STEP / substeps), None
 
-    def _observe(self, track: Track, drive: DriveState) -> dict[str, Array]:
-        entries = observe(track, drive.car, drive, self.config.observation)
+            length = substeps // corrections
+            return jax.lax.scan(substep, underway, None, length=length)[0], target
+
+        underway, targets = jax.lax.scan(correct, set_off(previous), None, length=corrections)
+        return arrive(track, previous, underway, targets[-1], substeps)
+
+    def observe(self, track: Track, drive: DriveState) -> dict[str, Array]:
+        """What the driver of one car sees on its circuit; entries as `observation_size`."""
+        line = self._line_of(drive) if self.config.observation.racing_line else None
+        entries = observe(track, drive.car, drive, self.config.observation, line)
         return {name: entries[name] for name in self.observation_size}
 
     def _metrics(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from core_rl.env import StepInfo, example_obs, make_env_loop, named_obs
+from core_rl.env import HeldActions, StepInfo, example_obs, make_env_loop, named_obs
 from core_rl.types import Transition
 from tests.probes import CountingEnv, EpisodeEnv, ProbeEnv
 
@@ -159,3 +159,20 @@ def test_example_obs_has_the_shapes_and_runs_nothing():
     assert example["state"].dtype == real["state"].dtype
     assert not example["state"].any()
     assert env.num_steps == 0
+
+
+def test_a_held_action_is_repeated_and_what_it_earns_is_summed_up_to_the_end():
+    env = EpisodeEnv(MAX_STEPS)
+    held = HeldActions(env, 4)
+    for seed in range(12):
+        state = held.reset(jax.random.key(seed))
+        num_steps = 1 + int(jnp.floor(named_obs(state)["state"][0] * MAX_STEPS))
+        after = jax.jit(held.step)(state, jnp.array([0.25]))
+        taken = np.arange(1, min(num_steps, 4) + 1)
+        assert float(named_obs(after)["state"][1]) == taken[-1]
+        np.testing.assert_allclose(after.reward, np.sum(taken + 0.25))
+        np.testing.assert_allclose(after.metrics["clock"], np.sum(taken))
+        assert bool(after.done) == (num_steps <= 4)
+    assert (held.action_size, held.observation_size) == (env.action_size, env.observation_size)
+    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
+        HeldActions(env, 0)

@@ -30,8 +30,8 @@ TINY = [
 ]
 CONCATENATED = [
     "--agent.static_obs=",
-    "--agent.actor_obs=state,surface,car",
-    "--agent.critic_obs=state,surface,privileged_state,car",
+    "--agent.actor_obs=state,surface,racing_line,car",
+    "--agent.critic_obs=state,surface,privileged_state,racing_line,car",
 ]
 
 
@@ -50,7 +50,7 @@ def test_two_epochs_leave_a_policy_that_tells_what_it_drives(tmp_path, monkeypat
     assert np.isfinite(last["eval/score"])
     assert all(np.isfinite(last[f"eval/pace/{name}"]) for name in ("all", "asphalt", "dirt"))
     policy = load_policy(tmp_path / "policy")
-    assert set(policy.manifest["observation"]) == {"state", "surface", "car"}
+    assert set(policy.manifest["observation"]) == {"state", "surface", "racing_line", "car"}
     assert env_config_of(policy) == config.env
     own = env_config_of(policy, "redgully", "kart")
     assert (own.circuit, own.car, own.describe) == ("redgully", "kart", True)
@@ -83,19 +83,15 @@ def test_the_preset_drives_everything_and_fits_a_batch():
     assert len(COMPOUND_WORDS["dry"]) == 9
 
 
-def test_a_tour_has_one_car_without_aids_and_continues_under_its_own_name(
+def test_a_tour_has_one_car_and_continues_under_its_own_name(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(sophy_garage, "EVALUATION_CARS", 4)
     monkeypatch.setattr(sophy_garage, "EVALUATION_STEPS", 4)
     tiny = [one for one in TINY if "car=" not in one and "static" not in one]
     config = flags.parse(sophy_tour.CONFIG, [*tiny, f"--workdir={tmp_path}"])
-    assert (config.env.car, config.env.traction_control, config.env.antilock) == (
-        "gt3_fr",
-        False,
-        False,
-    )
+    assert (config.env.car, config.env.describe) == ("gt3_fr", False)
     assert sophy_tour.train(config, "tour") == 0
     policy = load_policy(tmp_path / "policy")
-    assert set(policy.manifest["observation"]) == {"state"}
+    assert set(policy.manifest["observation"]) == {"state", "racing_line"}
     assert "./run train tour" in capsys.readouterr().out

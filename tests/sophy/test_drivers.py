@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from projects.sophy.drivers import LEVELS, Level, make_lines, scripted_actions
+from projects.sophy.drivers import LEVELS, Level, scripted_actions
 from projects.sophy.race_env import RaceConfig, RaceEnv
+from projects.sophy.racing_line import racing_lines
 from projects.sophy.time_trial import TimeTrialConfig
 
 
@@ -18,7 +19,7 @@ def env():
 
 @pytest.fixture(scope="module")
 def lines(env):
-    return make_lines(env)
+    return racing_lines(env.solo.cars, env.solo.tracks)
 
 
 def test_every_level_laps_cleanly_and_the_stronger_the_faster(env, lines):

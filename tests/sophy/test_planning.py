@@ -29,7 +29,6 @@ from projects.sophy.model import (
     observed_step,
     travel_between,
 )
-from projects.sophy.observation import observe
 from projects.sophy.planning import make_planning_driver
 from projects.sophy.time_trial import TimeTrial, TimeTrialConfig, with_calm_starts
 from projects.sophy.walls import place
@@ -250,7 +249,7 @@ PLANNER = ResidualMPPIConfig(
 
 
 def seen(env, drive):
-    return observe(env.track, drive.car, drive, env.config.observation)
+    return env.observe(env.track, drive)
 
 
 def close_to_the_line(env, drive):
