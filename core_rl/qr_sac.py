@@ -11,7 +11,9 @@ behind their trunk, which then has the dynamic state to itself.
 
 Deviations from the paper, all switchable: layer norm and a learned temperature are offered;
 observations are standardised by running statistics of the sampled batches, frozen after a while;
-there is no dropout. Actor and critics step at once, both from the critics as they were.
+there is no dropout. Actor and critics step at once, both from the critics as they were. An actor
+may be asked for like actions in like states (`smoothness`), the spatial term of Mysore et al. 2021
+(arXiv 2012.06644): without it, errors of the critics make some actors swing from bound to bound.
 Re-initialisation follows Nikishin et al. 2022 (arXiv 2205.07802).
 """
 
@@ -73,6 +75,8 @@ class QRSACConfig:
     target_mix: float = 0.005  # share of the online critic mixed into the target per update
     actor_average: float = 0.0  # decay of the averaged actor that acts greedily; 0 is off
     max_grad_norm: float = 0.0  # global gradient norm above which it is scaled down; 0 is off
+    smoothness: float = 0.0  # in the actor's loss, of how much its mode differs for like inputs
+    smoothness_noise: float = 0.1  # spread of like inputs, in standard deviations of each entry
     normalise_obs: bool = True  # standardise observations by running statistics
     normalise_updates: int = 20_000  # updates after which those statistics freeze
     reset_interval: int = 0  # updates between re-initialisations of all networks; 0 is never
@@ -83,11 +87,11 @@ class QRSACConfig:
         for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in "actor_lr critic_lr alpha lr_decay_power".split():
+        for name in "actor_lr critic_lr alpha lr_decay_power smoothness_noise".split():
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         not_negative = "alpha_lr max_grad_norm reset_interval lr_decay_updates anneal_updates"
-        for name in [*not_negative.split(), "reconstruct_weight"]:
+        for name in [*not_negative.split(), "reconstruct_weight", "smoothness"]:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in "discount target_mix lr_final".split():
@@ -316,6 +320,7 @@ def make_qr_sac(
         chex.assert_rank([batch.n_step_reward, batch.bootstrap_discount], 1)
         chex.assert_rank(batch.action, 2)
         target_key, actor_key, reset_key = jax.random.split(key, 3)
+        like_key = jax.random.fold_in(actor_key, 1)  # the other keys stay what they were
         networks, hypers = state.networks, state.hypers
         stats = state.obs_stats
         if config.normalise_obs:
@@ -389,11 +394,23 @@ def make_qr_sac(
             if config.reconstruct_obs:
                 hidden = jnp.concatenate(read(config.reconstruct_obs, stats, batch.obs), axis=-1)
                 decoding_loss = jnp.mean((output[:, 2 * action_size :] - hidden) ** 2)
+            roughness = jnp.zeros(())
+            if config.smoothness:
+                keys = jax.random.split(like_key, len(actor_input))
+                like = tuple(
+                    entry + config.smoothness_noise * jax.random.normal(key, entry.shape)
+                    for entry, key in zip(actor_input, keys, strict=True)
+                )
+                other = TanhNormal.from_output(
+                    actor_network.apply(params, like)[:, : 2 * action_size]
+                )
+                roughness = jnp.mean(jnp.sum((other.mode() - taken.mode()) ** 2, axis=-1))
             loss = jnp.mean(losses)
-            return loss + config.reconstruct_weight * decoding_loss, (loss, decoding_loss, log_prob)
+            total = loss + config.reconstruct_weight * decoding_loss + config.smoothness * roughness
+            return total, (loss, decoding_loss, roughness, log_prob)
 
         (_, told), actor_grads = jax.value_and_grad(policy_loss, has_aux=True)(networks.actor)
-        loss, decoding_loss, log_prob = told
+        loss, decoding_loss, roughness, log_prob = told
         actor, actor_opt = apply_gradient(
             adam, networks.actor, actor_grads, networks.actor_opt, hypers.actor_lr
         )
@@ -443,6 +460,8 @@ def make_qr_sac(
         }
         if config.reconstruct_obs:
             metrics["reconstruction_loss"] = decoding_loss
+        if config.smoothness:
+            metrics["roughness"] = roughness
         state = QRSACState(
             networks=new_networks,
             log_alpha=log_alpha,

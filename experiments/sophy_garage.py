@@ -14,7 +14,7 @@ everything at their input instead, as one vector:
 Two things let it learn where the time trial's recipe stood still (`docs/benchmarks.md`). Actions
 are relative to the racing line, which a hand follows (`env.steering=line`): any circuit in any car
 is then much the same task, and noise does not throw cars off the road. And while it learns, an
-action is held for four decisions (`hold`), since what one of a tenth of a second is worth drowns in
+action is held for three decisions (`hold`), since what one of a tenth of a second is worth drowns in
 the critic's error; when it drives, it decides ten times a second.
 
 Slow and fast cars earn and lose alike (`env.relative_progress`), and dirt and snow, 4 of the 19
@@ -80,8 +80,9 @@ CONFIG = SophyTimeTrial(
         static_obs=("car",),
         actor_obs=("state", "surface", "racing_line"),
         critic_obs=("state", "surface", "privileged_state", "racing_line"),
-        discount=0.92,  # of four steps
-        discount_final=0.96,
+        discount=0.94,  # of three steps
+        discount_final=0.97,
+        smoothness=2.0,
         hidden=(256, 256, 256),  # two layers of trunk, and one that the car joins
         **long_schedule(NUM_EPOCHS),
     ),
@@ -93,7 +94,7 @@ CONFIG = SophyTimeTrial(
         tables=(("asphalt", 0.6), ("dirt", 0.15), ("snow", 0.15)),
     ),
     run=RunConfig(minutes=55.0, evaluate_every=40, checkpoint_every=100),
-    hold=4,
+    hold=3,
     workdir="runs/sophy_garage",
 )
 

@@ -82,8 +82,9 @@ def gear_ratio(car: Car, speed: Any, xp: Any) -> Any:
     return ratio
 
 
-def smooth_line(track: Track, car: Car) -> np.ndarray:
-    """Lateral offsets [M] [m], evenly spaced, of the line with the least squared curvature.
+def smooth_line(track: Track, half_track: float) -> np.ndarray:
+    """Lateral offsets [M] [m], evenly spaced, of the line with the least squared curvature that
+    wheels `half_track` [m] to either side can take.
 
     To first order the curvature of a line at offset n is kappa + n'' + kappa^2 n.
     """
@@ -97,7 +98,7 @@ def smooth_line(track: Track, car: Car) -> np.ndarray:
         shape=(num, num),
     ).tolil()
     bend[0, num - 1] = bend[num - 1, 0] = 1.0
-    space = float(np.max(np.abs(car.wheel_y))) + LINE_MARGIN
+    space = half_track + LINE_MARGIN
     low, high = space - course.width_right, course.width_left - space
     middle = 0.5 * (low + high)
     low, high = np.minimum(low, middle - 0.05), np.maximum(high, middle + 0.05)

@@ -148,7 +148,7 @@ def compute_limit(
         fine = run(stage, edges, *start, multipliers, free=free)
         return fine if fine.status in SOLVED else run(stage, edges, *start, free=free, warm=True)
 
-    tried = [attempt("coarse mesh", smooth_line(track, car))]
+    tried = [attempt("coarse mesh", smooth_line(track, float(np.max(np.abs(car.wheel_y)))))]
     if second_guess or tried[0].status not in SOLVED:
         tried.append(attempt("second guess", np.zeros(200)))
     solved = sorted((one for one in tried if one.status in SOLVED), key=lambda one: one.lap_time)

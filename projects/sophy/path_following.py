@@ -9,6 +9,7 @@ Worked out at the driver's 10 Hz only, the hand is too slow for most cars and th
 archetypes' laps on the built-in circuits of asphalt are clean.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -26,11 +27,22 @@ SPEED_GAIN = 3.0  # acceleration asked for, per error of the speed [1/s]
 FULL_DRIVING = 8.0  # what the whole throttle is taken for [m/s^2]
 CORRECTIONS = 5  # of the hand per decision
 
-# Of actions relative to the racing line.
-SWERVE = 1.5  # curvature that a full action asks for, of the tightest that the tyres hold
-BACK = 2.0  # speed at which one goes back to the line [m/s]
-USUAL, HASTE = 0.85, 0.35  # share of the line's speed: without an action, and by a full one
 REACTION = 0.15  # between a decision and what comes of it [s]
+
+
+@dataclasses.dataclass(frozen=True)
+class LineConfig:
+    """What actions relative to a racing line ask for."""
+
+    swerve: float = 1.0  # curvature of a full one, of the tightest that the tyres hold
+    back: float = 1.0  # speed at which one goes back to the line [m/s]
+    usual: float = 0.85  # share of the line's speed without an action
+    haste: float = 0.35  # of the line's speed that a full action adds
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if not getattr(self, field.name) > 0:
+                raise ValueError(f"{field.name} must be positive, got {getattr(self, field.name)}")
 
 
 class Axles(NamedTuple):
@@ -137,24 +149,24 @@ def careful_pedal(
 
 
 def along_line(
-    track: Track, drive: DriveState, line: RacingLine, action: Array
+    track: Track, drive: DriveState, line: RacingLine, action: Array, config: LineConfig
 ) -> tuple[Array, Array]:
     """The road-wheel angle [] [rad] and the pedal [] of an `action` [2] relative to a racing line.
 
     The first entry swerves from a gentle way back to the line, positive to the left; a full one
-    asks for more than the grip, wherever the car is. The second is how much faster than usual the
+    asks for all the grip. The second is how much faster than usual the
     car should be; full ones are full throttle and hard braking nearly everywhere. Zeros
-    are a lap on the line at 0.85 of its speed.
+    are a lap on the line at `config.usual` of its speed.
     """
     speed, reach, axles = forward_speed(drive), reach_of(drive), axles_of(track, drive)
-    swerve = action[0] * SWERVE * reach**2 / (2.0 * jnp.max(axles.pull))
+    swerve = action[0] * config.swerve * reach**2 / (2.0 * jnp.max(axles.pull))
     aside = drive.placement.offset - along(line.offset, track, drive.s)
-    back = BACK * reach / speed
+    back = config.back * reach / speed
     there = tracks.at(track, drive.s + reach)
     aim = along(line.offset, track, drive.s + reach) + aside - jnp.clip(aside, -back, back) + swerve
     aim = jnp.clip(aim, -there.width_right, there.width_left)
     ahead = drive.s + speed * (REACTION + jnp.array([0.0, CONTROL_STEP]))
-    wanted, later = along(line.speed, track, ahead) * (USUAL + HASTE * action[1])
+    wanted, later = along(line.speed, track, ahead) * (config.usual + config.haste * action[1])
     steering, _ = follow(track, drive, axles, aim, 1.0)
     throttle, brake = pedals_for(drive, wanted, later)
     return steering, throttle - brake

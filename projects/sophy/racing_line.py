@@ -19,6 +19,7 @@ from projects.sophy.reference import envelopes_on, extreme_grounds, lap_within, 
 from projects.sophy.track import NUM_NODES, Track
 
 NUM_STATIONS = 512  # of a line and its speeds
+HALF_TRACK = 0.8325  # of the catalogue's widest car, so that a circuit has one line for all [m]
 
 
 class RacingLines(NamedTuple):
@@ -43,13 +44,11 @@ def racing_lines(cars: Car, stack: Track) -> RacingLines:
     circuits = [
         jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in range(stack.length.shape[0])
     ]
-    widest = int(jnp.argmax(jnp.max(jnp.abs(cars.wheel_y), axis=1)))
-    car = jax.tree.map(lambda leaf: np.asarray(leaf[widest], np.float64), cars)
     every = NUM_NODES // NUM_STATIONS
     envelopes = {}  # circuits with the same surfaces share them
     offsets, speeds = [], []
     for track in circuits:
-        line = line_at_nodes(smooth_line(track, car), float(track.length)).astype(np.float32)
+        line = line_at_nodes(smooth_line(track, HALF_TRACK), float(track.length)).astype(np.float32)
         grounds = extreme_grounds(track)
         key = np.asarray(jax.tree.leaves(grounds)).tobytes()
         if key not in envelopes:

@@ -37,7 +37,7 @@ from projects.sophy.driving import (
 )
 from projects.sophy.field import load_circuits, load_entrants, reference_laps
 from projects.sophy.observation import DESCRIPTION, ObservationConfig, observe
-from projects.sophy.path_following import CORRECTIONS, along_line
+from projects.sophy.path_following import CORRECTIONS, LineConfig, along_line
 from projects.sophy.racing_line import RacingLine, racing_lines
 from projects.sophy.reference import ReferenceLap
 from projects.sophy.reward import USUAL_PACE, RewardConfig, reward_terms, weighted_sum
@@ -61,6 +61,7 @@ class TimeTrialConfig:
     episode_seconds: float = 150.0  # length of an episode [s]
     steering: Literal["target", "delta", "line"] = "target"  # what actions mean: see the top
     steering_step: float = 0.0524  # largest change of the target per decision in delta mode [rad]
+    line: LineConfig = LineConfig()  # what they mean where they are relative to the racing line
     start_speed: tuple[float, float] = (0.3, 0.9)  # share of the reference speed at the start
     start_offset: float = 0.5  # largest lateral offset at the start, share of the half width
     observation: ObservationConfig = ObservationConfig()
@@ -232,7 +233,7 @@ class TimeTrial(Env):
         limit, pedal = drive.car.steering_limit, action[1]
         if self.config.steering == "line":
             track = self.track_of(drive.circuit)
-            target, pedal = along_line(track, drive, self._line_of(drive), action)
+            target, pedal = along_line(track, drive, self._line_of(drive), action, self.config.line)
         elif self.config.steering == "target":
             target = action[0] * limit
         else:

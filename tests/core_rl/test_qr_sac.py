@@ -628,6 +628,30 @@ def test_reconstruction_is_learnt_and_moves_nothing_but_the_actor():
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_smoothness_is_off_by_default_and_moves_nothing_but_the_actor():
+    plain, smooth = setup(), setup(smoothness=5.0)
+    before, metrics = plain.update(plain.state, make_batch(), KEY)
+    after, more = smooth.update(smooth.state, make_batch(), KEY)
+    assert "roughness" not in metrics and float(more["roughness"]) > 0.0
+    np.testing.assert_allclose(more["actor_loss"], metrics["actor_loss"], rtol=1e-6)
+    assert difference(after.networks.actor, before.networks.actor) > 0.0
+    assert_same(after.networks.critics, before.networks.critics)
+
+
+def test_a_smooth_actor_does_nearly_the_same_in_like_states():
+    def roughness(smoothness: float) -> float:
+        made = setup(smoothness=smoothness, actor_lr=1e-2, smoothness_noise=0.3)
+        state = made.state
+        for step in range(60):
+            state, _ = made.update(state, make_batch(), jax.random.key(step))
+        obs = make_obs(5, 64)
+        like = {name: value + 0.3 for name, value in obs.items()}
+        moved = made.agent.greedy(state, (), like)[0] - made.agent.greedy(state, (), obs)[0]
+        return float(jnp.mean(moved**2))
+
+    assert roughness(20.0) < 0.3 * roughness(1e-6)
+
+
 def test_adopted_agent_keeps_what_was_learnt_and_its_own_hyper_parameters():
     made = setup()
     trained, _ = made.update(made.state, make_batch(), KEY)

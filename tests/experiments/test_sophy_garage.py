@@ -83,9 +83,7 @@ def test_the_preset_drives_everything_and_fits_a_batch():
     assert len(COMPOUND_WORDS["dry"]) == 9
 
 
-def test_a_tour_has_one_car_and_continues_under_its_own_name(
-    tmp_path, monkeypatch, capsys
-):
+def test_a_tour_has_one_car_and_continues_under_its_own_name(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sophy_garage, "EVALUATION_CARS", 4)
     monkeypatch.setattr(sophy_garage, "EVALUATION_STEPS", 4)
     tiny = [one for one in TINY if "car=" not in one and "static" not in one]

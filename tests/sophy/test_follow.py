@@ -25,7 +25,9 @@ def lap():
     ]
     car, track = load_car("gt3_fr"), draw(corners, 5.0)
     plain = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), car)
-    states, controls = first_guess(plain, track, smooth_line(track, plain))
+    states, controls = first_guess(
+        plain, track, smooth_line(track, float(np.max(np.abs(plain.wheel_y))))
+    )
     s = np.arange(NUM_NODES) * float(track.length) / NUM_NODES
     return car, track, follow.Line(s, states, controls[:, 1])
 

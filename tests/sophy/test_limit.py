@@ -196,7 +196,7 @@ def test_less_grip_takes_longer(solved, monkeypatch):
 
 def test_the_first_guess_stays_on_the_road():
     car, track = plain(load_car("gt3_fr")), load_circuit("goatstep")
-    line = smooth_line(track, car)
+    line = smooth_line(track, float(np.max(np.abs(car.wheel_y))))
     states, controls = first_guess(car, track, line)
     course = course_at(track, np.arange(len(states)) * float(track.length) / len(states))
     assert np.all(states[:, 3] < course.width_left)

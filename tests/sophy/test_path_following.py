@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from projects.sophy.path_following import LineConfig
 from projects.sophy.time_trial import TimeTrial, TimeTrialConfig
 
 CONFIG = TimeTrialConfig(
@@ -79,3 +80,8 @@ def test_the_hand_corrects_several_times_per_decision_where_sub_steps_allow():
     assert CONFIG.corrections == 5
     assert dataclasses.replace(CONFIG, substeps=4).corrections == 1
     assert dataclasses.replace(CONFIG, steering="delta").corrections == 1
+
+
+def test_what_actions_mean_must_be_positive():
+    with pytest.raises(ValueError, match="swerve must be positive, got 0"):
+        LineConfig(swerve=0.0)

@@ -9,9 +9,10 @@ import pytest
 from scipy.signal import resample
 
 from projects.sophy import track as tracks
+from projects.sophy.field import load_entrants
 from projects.sophy.first_guess import LINE_MARGIN
 from projects.sophy.observation import GRAVITY, NEAR, ObservationConfig, observe_line
-from projects.sophy.racing_line import NUM_STATIONS, RacingLine, along
+from projects.sophy.racing_line import HALF_TRACK, NUM_STATIONS, RacingLine, along
 from projects.sophy.reference import reference_lap
 from projects.sophy.time_trial import TimeTrial, TimeTrialConfig
 from projects.sophy.track import NUM_NODES
@@ -37,10 +38,9 @@ def test_the_line_keeps_every_wheel_inside_and_turns_less_than_the_road(env, cir
     track, offset = of(env.tracks, circuit), np.asarray(env.lines.offset[circuit])
     stations = jnp.arange(NUM_STATIONS) * track.length / NUM_STATIONS
     point = jax.vmap(tracks.at, (None, 0))(track, stations)
-    wheels = float(jnp.max(jnp.abs(env.cars.wheel_y)))
     # Smoothing may take a part of the margin.
-    assert np.all(offset < np.asarray(point.width_left) - wheels - 0.3 * LINE_MARGIN)
-    assert np.all(offset > wheels + 0.3 * LINE_MARGIN - np.asarray(point.width_right))
+    assert np.all(offset < np.asarray(point.width_left) - HALF_TRACK - 0.3 * LINE_MARGIN)
+    assert np.all(offset > HALF_TRACK + 0.3 * LINE_MARGIN - np.asarray(point.width_right))
     left = jnp.stack([-point.tangent[:, 1], point.tangent[:, 0]], -1)
     place = np.asarray(point.position + offset[:, None] * left)
     way = np.roll(place, -1, 0) - place
@@ -93,3 +93,8 @@ def test_a_driver_sees_how_far_the_line_is_and_what_the_plan_asks_for(env):
 def test_the_entry_is_there_only_where_it_is_asked_for():
     plain = dataclasses.replace(CONFIG, circuit="larkspur", observation=ObservationConfig())
     assert "racing_line" not in TimeTrial(plain).observation_size
+
+
+def test_no_car_of_the_catalogue_is_wider_than_the_line_is_made_for():
+    _, cars = load_entrants("catalogue")
+    assert float(jnp.max(jnp.abs(cars.wheel_y))) == pytest.approx(HALF_TRACK)
