@@ -50,7 +50,7 @@ from projects.sophy.observation import ObservationConfig
 from projects.sophy.time_trial import TimeTrial, with_calm_starts
 
 EVALUATION_CARS, EVALUATION_STEPS = 128, 600
-NUM_EPOCHS = 1100
+NUM_EPOCHS = 600
 
 
 def long_schedule(num_epochs: int) -> dict[str, Any]:

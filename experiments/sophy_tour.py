@@ -13,7 +13,7 @@ from core_rl import flags
 from experiments import sophy_garage, sophy_time_trial
 from experiments.sophy_garage import long_schedule, train
 
-NUM_EPOCHS = 1420
+NUM_EPOCHS = 900
 
 CONFIG = dataclasses.replace(
     sophy_garage.CONFIG,
