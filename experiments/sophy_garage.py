@@ -11,11 +11,12 @@ everything at their input instead, as one vector:
     --agent.static_obs= --agent.actor_obs=state,surface,racing_line,car
     --agent.critic_obs=state,surface,privileged_state,racing_line,car
 
-Two things let it learn where the time trial's recipe stood still (`docs/benchmarks.md`). Actions
+Three things let it learn where the time trial's recipe stood still (`docs/benchmarks.md`). Actions
 are relative to the racing line, which a hand follows (`env.steering=line`): any circuit in any car
-is then much the same task, and noise does not throw cars off the road. And while it learns, an
-action is held for three decisions (`hold`), since what one of a tenth of a second is worth drowns in
-the critic's error; when it drives, it decides ten times a second.
+is then much the same task, and noise does not throw cars off the road. While it learns, an action
+is held for three decisions (`hold`), since what one of a tenth of a second is worth drowns in the
+critic's error; when it drives, it decides ten times a second. And unlike actions in like states
+cost the actor something (`agent.smoothness`), or it swings from bound to bound.
 
 Slow and fast cars earn and lose alike (`env.relative_progress`), and dirt and snow, 4 of the 19
 circuits, fill fixed shares of each batch; a tenth is drawn from everything. The driving aids are on
