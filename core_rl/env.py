@@ -1,6 +1,6 @@
 """The environment interface (brax's `Env` and `State`) and honest episodes over it.
 
-brax is taken for its two small classes only; its training wrappers lose the last observation of an
+brax is taken for its small classes only; its training wrappers lose the last observation of an
 episode and reuse the first. Here an episode's end keeps `terminated` (the task is over, from the
 environment's `done`) apart from `truncated` (the clock, from `episode_length`), `next_obs` is the
 true last observation, and every episode begins with a real `reset` under a fresh key.
@@ -21,7 +21,7 @@ from core_rl.types import Key, Obs, Transition
 # mujoco-mjx, which brax imports, prints to stdout that an optional package of its own is missing.
 with contextlib.redirect_stdout(io.StringIO()):
     from brax.envs import create, get_environment, register_environment
-    from brax.envs.base import Env, State
+    from brax.envs.base import Env, State, Wrapper
 
 __all__ = [
     "Env",
@@ -30,6 +30,7 @@ __all__ = [
     "HeldActions",
     "State",
     "StepInfo",
+    "Wrapper",
     "create",
     "example_obs",
     "get_environment",
@@ -83,7 +84,7 @@ def observation_sizes(env: Env) -> dict[str, int]:
     return {name: leaf.shape[-1] for name, leaf in example_obs(env).items()}
 
 
-class HeldActions(Env):
+class HeldActions(Wrapper):
     """An environment whose every action is held for `num_steps` steps, or to the end of the task.
 
     Rewards and metrics are summed. What a single short action is worth drowns in the error of a
@@ -93,10 +94,8 @@ class HeldActions(Env):
     def __init__(self, env: Env, num_steps: int):
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-        self.env, self.num_steps = env, num_steps
-
-    def reset(self, rng: jax.Array) -> State:
-        return self.env.reset(rng)
+        super().__init__(env)
+        self.num_steps = num_steps
 
     def step(self, state: State, action: jax.Array) -> State:
         def hold(carry: tuple[State, jax.Array, Any], _: None):
@@ -112,18 +111,6 @@ class HeldActions(Env):
         begin = (state.replace(done=jnp.zeros_like(state.done)), *zeros)  # pyright: ignore[reportAttributeAccessIssue]
         (state, reward, metrics), _ = jax.lax.scan(hold, begin, None, length=self.num_steps)
         return state.replace(reward=reward, metrics=metrics)  # pyright: ignore[reportAttributeAccessIssue]
-
-    @property
-    def observation_size(self):
-        return self.env.observation_size
-
-    @property
-    def action_size(self) -> int:
-        return self.env.action_size
-
-    @property
-    def backend(self) -> str:
-        return self.env.backend
 
 
 def make_env_loop(env: Env, episode_length: int, *, stagger: bool = False) -> EnvLoop:

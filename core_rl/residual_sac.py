@@ -12,12 +12,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from core_rl.env import Env, State, named_obs
+from core_rl.env import Env, State, Wrapper, named_obs
 from core_rl.residual_mppi import Distribution
 from core_rl.types import Obs
 
 
-class ResidualEnv(Env):
+class ResidualEnv(Wrapper):
     """An environment that pays `omega' log pi(a|s) + r_R` instead of its own reward.
 
     Its own reward stays as the metric `basic_reward`, beside `addon_reward` and `log_prior`.
@@ -37,7 +37,8 @@ class ResidualEnv(Env):
           addon: `(state, action, next state) -> []`, r_R.
           prior_weight: omega'.
         """
-        self.env, self.prior, self.addon, self.prior_weight = env, prior, addon, prior_weight
+        super().__init__(env)
+        self.prior, self.addon, self.prior_weight = prior, addon, prior_weight
 
     def reset(self, rng: jax.Array) -> State:
         state = self.env.reset(rng)
@@ -57,15 +58,3 @@ class ResidualEnv(Env):
             reward=self.prior_weight * log_prior + addon,
             metrics={**state.metrics, **metrics},
         )
-
-    @property
-    def observation_size(self):
-        return self.env.observation_size
-
-    @property
-    def action_size(self) -> int:
-        return self.env.action_size
-
-    @property
-    def backend(self) -> str:
-        return self.env.backend

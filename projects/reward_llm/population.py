@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from core_rl.env import Env, State, named_obs, observation_sizes
+from core_rl.env import Env, State, Wrapper, named_obs, observation_sizes
 from core_rl.evaluate import make_evaluator
 from core_rl.qr_sac import make_qr_sac
 from core_rl.reward_task import Driver, RewardTask, make_features
@@ -27,7 +27,7 @@ ENTRY = "features"  # the observation entry that holds them; no network reads it
 REWARD_CLIP = 10.0  # largest |reward| of a step that a learner sees, of all candidates alike
 
 
-class Featured(Env):
+class Featured(Wrapper):
     """An environment whose observation tells the features `[F]` of the step that led to it.
 
     Args:
@@ -40,17 +40,17 @@ class Featured(Env):
         env: Env,
         reward: Callable[[Array], Array] | None = None,
     ):
-        self._env = env
+        super().__init__(env)
         self._features = make_features(task)
         self._reward = reward or (lambda features: jnp.zeros(()))
         self._size = len(task.features)
 
     def reset(self, rng: Key) -> State:
-        state = self._env.reset(rng)
+        state = self.env.reset(rng)
         return state.replace(obs={**named_obs(state), ENTRY: jnp.zeros(self._size)})  # pyright: ignore[reportAttributeAccessIssue]
 
     def step(self, state: State, action: Array) -> State:
-        after = self._env.step(state, action)
+        after = self.env.step(state, action)
         features = self._features(state, after, action)
         return after.replace(  # pyright: ignore[reportAttributeAccessIssue]
             obs={**named_obs(after), ENTRY: features},
@@ -60,14 +60,6 @@ class Featured(Env):
     @property
     def observation_size(self) -> dict[str, int]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return observation_sizes(self)
-
-    @property
-    def action_size(self) -> int:
-        return self._env.action_size
-
-    @property
-    def backend(self) -> str:
-        return self._env.backend
 
 
 def clipped(reward: Array) -> Array:

@@ -1,9 +1,9 @@
 """Scripted drivers of graded strength, who race without having learnt anything.
 
 A driver follows the line of least curvature at a share of the speed that the quasi-steady lap has
-on it (`racing_line`), brakes some time earlier than that lap does, as people do, and
-minds the others: who is slower ahead is passed on the side with more room, or followed where there
-is none; who is alongside is left his width of road. Nothing is remembered from step to step.
+on it (`racing_line`), brakes some time earlier than that lap does, as people do, and minds the
+others: who is slower ahead is passed on the side with more room, or followed where there is none;
+who is alongside is left his width of road. Nothing is remembered from step to step.
 
 How far that goes: alone they lap larkspur and thimble cleanly, but not every circuit; in a field of
 ten they still run into each other after the start.

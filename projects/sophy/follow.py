@@ -25,6 +25,7 @@ from jax import Array
 
 from projects.sophy import car as cars
 from projects.sophy import drivetrain as drivetrains
+from projects.sophy import racing_line
 from projects.sophy import track as tracks
 from projects.sophy import tyre as tyres
 from projects.sophy.car import Car, CarState, Command, steady_load, wheel_travel
@@ -135,14 +136,6 @@ def _at_share(table: Array, share: float) -> Array:
     return table * share ** jnp.array([1, 1, 1, 0, 0, 1, 1, 1, 1, 2, 2, 0, 0])
 
 
-def _read(track: Track, table: Array, s: Array) -> Array:
-    """States and pedal [13] at `s`."""
-    cell = s / track.length * len(table)
-    index = jnp.floor(cell).astype(jnp.int32)
-    part = cell - index
-    return table[index % len(table)] * (1.0 - part) + table[(index + 1) % len(table)] * part
-
-
 def _planned(car: Car, track: Track, table: Array) -> Run:
     """The target [M, 13] itself as if it had been driven."""
     length, num = float(track.length), len(table)
@@ -154,7 +147,7 @@ def _planned(car: Car, track: Track, table: Array) -> Run:
     times = np.arange(-RUN_UP, lap_time + RUN_OUT, hold)
     s = np.interp(times % lap_time, clock, np.linspace(0.0, length, num + 1))
     s = jnp.asarray(s, jnp.float32)
-    z = jax.vmap(_read, (None, None, 0))(track, table, s)
+    z = jax.vmap(racing_line.along, (None, None, 0))(table, track, s)
     states = jax.vmap(partial(_state_at, car, track))(s, z)
     ahead = jnp.concatenate([z[1:], z[-1:]])
     controls = jnp.stack([ahead[:, 11] - z[:, 11], ahead[:, 12]], axis=1)
@@ -230,7 +223,7 @@ def _moved(car: Car, track: Track, state: CarState, s: Array, change: Array) -> 
 
 def _residual(car: Car, track: Track, table: Array, state: CarState, s: Array) -> Array:
     """What is wrong with a car at `s` [13]: errors, wheels at the white lines, tyres that slide."""
-    here = _read(track, table, s)
+    here = racing_line.along(table, track, s)
     error = _coordinates(car, track, state, s)[:5] - here[np.array([3, 4, 0, 1, 2])]
     point = tracks.at(track, s)
     beyond, _ = _beyond(car, point, place(point, state))
@@ -356,7 +349,7 @@ def _drive(
         control = jnp.stack([steering, jnp.clip(pedal, -1.0, 1.0)])
 
         counts = (travelled < 2.0 * track.length + 60.0).astype(jnp.float32)
-        off = _coordinates(car, track, state, s)[:2] - _read(track, table, s)[3:5]
+        off = _coordinates(car, track, state, s)[:2] - racing_line.along(table, track, s)[3:5]
         lost = jnp.any(jnp.abs(off) > jnp.array(LOST)) | jnp.any(jnp.isnan(off))
         cost = jnp.where(lost, jnp.inf, jnp.sum(_residual(car, track, table, state, s) ** 2))
         drove = Run(state, s, control, counts), jnp.where(counts > 0.0, cost, 0.0)

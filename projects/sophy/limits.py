@@ -22,8 +22,7 @@ from core_rl.errors import UserError
 from projects.sophy.car import NO_AID, Car
 from projects.sophy.cars import load_car, load_cars
 from projects.sophy.reference import (
-    envelopes_on,
-    extreme_grounds,
+    envelopes_by_road,
     lap_within,
     line_at_nodes,
 )
@@ -156,7 +155,7 @@ def estimate_limits(
         jax.vmap(lambda within, track, line: lap_within(within, track, offset=line), (0, None, 0))
     )
     no_line = np.zeros(NUM_NODES)
-    envelopes = {}  # circuits with the same surfaces share them
+    envelopes = envelopes_by_road(everyone)
     result = np.full((len(names), stack.length.shape[0]), np.nan)
     bounds = np.zeros(result.shape, bool)
     for index in range(stack.length.shape[0]):
@@ -164,23 +163,16 @@ def estimate_limits(
         rows = [find_limit(load_car(*base), track, path) for base in bases]
         if not any(rows):
             continue
-        grounds = extreme_grounds(track)
-        key = np.asarray(jax.tree.leaves(grounds)).tobytes()
-        if key not in envelopes:
-            envelopes[key] = _envelopes_of_all(everyone, grounds)
         lines = np.stack(
             [
                 line_at_nodes(np.array(row.offset), float(track.length)) if row else no_line
                 for row in rows
             ]
         ).astype(np.float32)
-        times = within(envelopes[key], track, lines[[*row_of, *range(len(bases))]]).lap_time
+        times = within(envelopes(track), track, lines[[*row_of, *range(len(bases))]]).lap_time
         own, base = np.split(np.asarray(times, np.float64), [len(names)])
         known = np.array([row.lap_time if row else np.nan for row in rows])
         result[:, index] = (known / base)[row_of] * own
         proven = np.array([row is not None and row.bounds for row in rows])
         bounds[:, index] = proven[row_of] & (np.array(names) == np.array(archetypes))
     return Estimates(result, bounds)
-
-
-_envelopes_of_all = jax.jit(jax.vmap(envelopes_on, (0, None)))

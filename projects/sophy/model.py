@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 
 from core_rl.dynamics import Dynamics, DynamicsConfig, DynamicsState, Report, make_dynamics
-from core_rl.env import Env, State
+from core_rl.env import State, Wrapper
 from core_rl.episodes import Episodes, collect
 from core_rl.types import Agent, Key
 from projects.sophy import track as tracks
@@ -84,11 +84,12 @@ def travel_between(before: DriveState, after: DriveState) -> Array:
     return jnp.stack([gap[0] * east + gap[1] * north, gap[1] * east - gap[0] * north, turn])
 
 
-class MotionObserved(Env):
+class MotionObserved(Wrapper):
     """A time trial that also offers the observation entry `motion`, to learn the model from."""
 
     def __init__(self, env: TimeTrial):
-        self.env = env
+        super().__init__(env)
+        self.env: TimeTrial = env
 
     def _observed(self, state: State, odometer: Array) -> State:
         drive: DriveState = state.pipeline_state  # pyright: ignore[reportAssignmentType]
@@ -106,14 +107,6 @@ class MotionObserved(Env):
     @property
     def observation_size(self):
         return {**self.env.observation_size, MOTION: MOTION_SIZE}
-
-    @property
-    def action_size(self) -> int:
-        return self.env.action_size
-
-    @property
-    def backend(self) -> str:
-        return self.env.backend
 
 
 def drive_dynamics(env: TimeTrial, model: Dynamics, state: DynamicsState) -> DriveDynamics:

@@ -4,9 +4,8 @@ The path is found by pure pursuit (Coulter 1992, CMU-RI-TR-92-01); the front tyr
 the slip angle whose force turns the car along it, by the tyres' own curve, never beyond its peak.
 Nothing is remembered from step to step.
 
-Worked out at the driver's 10 Hz only, the hand is too slow for most cars and they spin; with
-`CORRECTIONS` per decision, on the line at 0.85 of its speed and with driving aids, 96 % of the
-archetypes' laps on the built-in circuits of asphalt are clean.
+Worked out at the driver's 10 Hz only, the hand is too slow for many cars and they spin, so it is
+worked out `CORRECTIONS` times per decision (`docs/benchmarks.md`).
 """
 
 import dataclasses
@@ -154,9 +153,9 @@ def along_line(
     """The road-wheel angle [] [rad] and the pedal [] of an `action` [2] relative to a racing line.
 
     The first entry swerves from a gentle way back to the line, positive to the left; a full one
-    asks for all the grip. The second is how much faster than usual the
-    car should be; full ones are full throttle and hard braking nearly everywhere. Zeros
-    are a lap on the line at `config.usual` of its speed.
+    asks for all the grip. The second is how much faster than usual the car should be; full ones are
+    full throttle and hard braking nearly everywhere. Zeros are a lap on the line at `config.usual`
+    of its speed.
     """
     speed, reach, axles = forward_speed(drive), reach_of(drive), axles_of(track, drive)
     swerve = action[0] * config.swerve * reach**2 / (2.0 * jnp.max(axles.pull))

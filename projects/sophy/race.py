@@ -126,8 +126,7 @@ def drive_together(
     pairs = nearest_pairs(previous.motion.position, may_meet)
     move = jax.vmap(advance, (None, 0, 0, 0, None))
 
-    def substep(carry: tuple[Underway, Array], command: Command) -> tuple[Underway, Array]:
-        underway, met = carry
+    def meet_and_move(underway: Underway, met: Array, command: Command) -> tuple[Underway, Array]:
         if interaction.contact:
             motion, contacts = collide_cars(cars, underway.motion, pairs)
             underway = underway._replace(motion=motion)
@@ -143,17 +142,12 @@ def drive_together(
         return move(track, cars, command, underway, CONTROL_STEP / substeps), met
 
     def correct(carry: tuple[Underway, Array], _):
-        now = previous
-        if corrections > 1:
-            now = jax.vmap(at_present, (None, 0, 0))(track, previous, carry[0])
-        target, command = steer(now)
-        carry, _ = jax.lax.scan(
-            lambda carry, _: (substep(carry, command), None),
-            carry,
-            None,
-            length=substeps // corrections,
-        )
-        return carry, target
+        target, command = steer(jax.vmap(at_present, (None, 0, 0))(track, previous, carry[0]))
+
+        def substep(carry: tuple[Underway, Array], _):
+            return meet_and_move(*carry, command), None
+
+        return jax.lax.scan(substep, carry, None, length=substeps // corrections)[0], target
 
     begin = jax.vmap(set_off)(previous), jnp.zeros((4, pairs.first.shape[0]))
     (underway, met), targets = jax.lax.scan(correct, begin, None, length=corrections)

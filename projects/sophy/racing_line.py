@@ -15,7 +15,7 @@ from jax import Array
 from projects.sophy import track as tracks
 from projects.sophy.car import Car
 from projects.sophy.first_guess import smooth_line
-from projects.sophy.reference import envelopes_on, extreme_grounds, lap_within, line_at_nodes
+from projects.sophy.reference import envelopes_by_road, lap_within, line_at_nodes
 from projects.sophy.track import NUM_NODES, Track
 
 NUM_STATIONS = 512  # of a line and its speeds
@@ -45,20 +45,15 @@ def racing_lines(cars: Car, stack: Track) -> RacingLines:
         jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in range(stack.length.shape[0])
     ]
     every = NUM_NODES // NUM_STATIONS
-    envelopes = {}  # circuits with the same surfaces share them
+    envelopes = envelopes_by_road(cars)
     offsets, speeds = [], []
     for track in circuits:
         line = line_at_nodes(smooth_line(track, HALF_TRACK), float(track.length)).astype(np.float32)
-        grounds = extreme_grounds(track)
-        key = np.asarray(jax.tree.leaves(grounds)).tobytes()
-        if key not in envelopes:
-            envelopes[key] = _envelopes_of_all(cars, grounds)
         offsets.append(line[::every])
-        speeds.append(np.asarray(_speeds_of_all(envelopes[key], track, line))[:, ::every])
+        speeds.append(np.asarray(_speeds_of_all(envelopes(track), track, line))[:, ::every])
     return RacingLines(jnp.asarray(np.stack(offsets)), jnp.asarray(np.stack(speeds, axis=1)))
 
 
-_envelopes_of_all = jax.jit(jax.vmap(envelopes_on, (0, None)))
 _speeds_of_all = jax.jit(
     jax.vmap(
         lambda within, track, line: lap_within(within, track, offset=line).speed, (0, None, None)
@@ -67,7 +62,8 @@ _speeds_of_all = jax.jit(
 
 
 def along(values: Array, track: Track, s: Array) -> Array:
-    """Evenly spaced `values` [S] of a lap at arc lengths `s` [...] [m]."""
+    """Evenly spaced `values` [S] of a lap at arc lengths `s` [...] [m], or `values` [S, K] at
+    `s` []."""
     num = values.shape[0]
     place = tracks.wrap(track, s) / track.length * num
     index = jnp.floor(place).astype(jnp.int32)

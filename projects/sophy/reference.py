@@ -108,6 +108,26 @@ def envelopes_on(car: Car, grounds: Ground) -> Envelope:
     return jax.lax.map(lambda ground: envelope(car, ground), wheels)
 
 
+def envelopes_by_road(cars: Car) -> Callable[[Track], Envelope]:
+    """The envelopes of cars, leaves [K, ...], on a circuit: leaves [K, 2, ...] as `envelopes_on`.
+
+    Circuits whose roads are of the same surfaces share them; one kind takes 20 s for 500 cars.
+    """
+    known: dict[bytes, Envelope] = {}
+
+    def on(track: Track) -> Envelope:
+        grounds = extreme_grounds(track)
+        key = np.asarray(jax.tree.leaves(grounds)).tobytes()
+        if key not in known:
+            known[key] = _envelopes_of_all(cars, grounds)
+        return known[key]
+
+    return on
+
+
+_envelopes_of_all = jax.jit(jax.vmap(envelopes_on, (0, None)))
+
+
 def lap_within(envelopes: Envelope, track: Track, *, offset: Array | None = None) -> ReferenceLap:
     """The lap of a car with `envelopes` on the circuit's `extreme_grounds`, as `reference_lap`.
 

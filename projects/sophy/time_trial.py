@@ -252,8 +252,7 @@ class TimeTrial(Env):
         corrections = self.config.corrections
 
         def correct(underway: Underway, _):
-            now = at_present(track, previous, underway) if corrections > 1 else previous
-            target, command = self.command(now, action)
+            target, command = self.command(at_present(track, previous, underway), action)
 
             def substep(underway: Underway, _):
                 return advance(track, car, command, underway, CONTROL_STEP / substeps), None
