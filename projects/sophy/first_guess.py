@@ -82,14 +82,16 @@ def gear_ratio(car: Car, speed: Any, xp: Any) -> Any:
     return ratio
 
 
-def smooth_line(track: Track, half_track: float) -> np.ndarray:
-    """Lateral offsets [M] [m], evenly spaced, of the line with the least squared curvature that
-    wheels `half_track` [m] to either side can take.
+def smooth_line(
+    track: Track, half_track: float, spacing: float = LINE_SPACING, tolerance: float = 1e-8
+) -> np.ndarray:
+    """Lateral offsets [M] [m], about `spacing` [m] apart, of the line with the least squared
+    curvature that wheels `half_track` [m] to either side can take.
 
     To first order the curvature of a line at offset n is kappa + n'' + kappa^2 n.
     """
     length = float(track.length)
-    num = max(int(length / LINE_SPACING), 200)
+    num = max(int(length / spacing), 200)
     step = length / num
     course = course_at(track, np.arange(num) * step)
     bend = diags_array(
@@ -98,11 +100,19 @@ def smooth_line(track: Track, half_track: float) -> np.ndarray:
         shape=(num, num),
     ).tolil()
     bend[0, num - 1] = bend[num - 1, 0] = 1.0
+    low, high = room_at(track, np.arange(num) * step, half_track)
+    return lsq_linear(bend.tocsr(), -course.curvature * step**2, (low, high), tol=tolerance).x
+
+
+def room_at(track: Track, s: np.ndarray, half_track: float) -> tuple[np.ndarray, np.ndarray]:
+    """Least and largest lateral offsets [S] [m] at stations [S] [m] that keep wheels `half_track`
+    [m] to either side `LINE_MARGIN` inside the white lines; where a road is too narrow, its middle.
+    """
+    course = course_at(track, s)
     space = half_track + LINE_MARGIN
     low, high = space - course.width_right, course.width_left - space
     middle = 0.5 * (low + high)
-    low, high = np.minimum(low, middle - 0.05), np.maximum(high, middle + 0.05)
-    return lsq_linear(bend.tocsr(), -course.curvature * step**2, (low, high), tol=1e-8).x
+    return np.minimum(low, middle - 0.05), np.maximum(high, middle + 0.05)
 
 
 def first_guess(car: Car, track: Track, line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -34,7 +34,7 @@ class LineConfig:
     """What actions relative to a racing line ask for."""
 
     swerve: float = 1.0  # curvature of a full one, of the tightest that the tyres hold
-    back: float = 1.0  # speed at which one goes back to the line [m/s]
+    back: float = 2.0  # speed at which one goes back to the line [m/s]
     usual: float = 0.85  # share of the line's speed without an action
     haste: float = 0.35  # of the line's speed that a full action adds
 

@@ -1,8 +1,8 @@
-"""The line of least curvature on each circuit, and how fast each car can drive it.
+"""The fastest line of the quasi-steady lap on each circuit, and how fast each car can drive it.
 
-What a person sees at a glance: where the road lets one go, and where that is too fast. The line is
-`first_guess.smooth_line`'s, one per circuit; the speed on it is the quasi-steady lap's
-(`reference`), of every car its own.
+What a person sees at a glance: where the road lets one go, and where that is too fast. One line per
+circuit serves all cars: the one on which the quasi-steady lap (`reference`) of `LINE_CAR` takes
+least time. The speed on it is every car's own.
 """
 
 from typing import NamedTuple
@@ -10,15 +10,26 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 
 from projects.sophy import track as tracks
 from projects.sophy.car import Car
-from projects.sophy.first_guess import smooth_line
-from projects.sophy.reference import envelopes_by_road, lap_within, line_at_nodes
+from projects.sophy.cars import load_car
+from projects.sophy.first_guess import room_at, smooth_line
+from projects.sophy.reference import (
+    Envelope,
+    envelopes_by_road,
+    lap_within,
+    line_at_nodes,
+    smoothing,
+)
 from projects.sophy.track import NUM_NODES, Track
 
+ROUGHLY = (10.0, 1e-4)  # spacing [m] and tolerance of the line that the descent starts from
+STEP, NUM_STEPS = 0.2, 200  # of the descent [m]
 NUM_STATIONS = 512  # of a line and its speeds
+LINE_CAR = "gt3_fr"  # whose lap the line makes short
 HALF_TRACK = 0.8325  # of the catalogue's widest car, so that a circuit has one line for all [m]
 
 
@@ -39,19 +50,59 @@ class RacingLine(NamedTuple):
 def racing_lines(cars: Car, stack: Track) -> RacingLines:
     """Those of cars, leaves [K, ...], on circuits, leaves [T, ...].
 
-    Takes some seconds per circuit, and twenty per 500 cars and kind of road.
+    Takes about a second per circuit, and twenty per 500 cars and kind of road.
     """
-    circuits = [
-        jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in range(stack.length.shape[0])
-    ]
     every = NUM_NODES // NUM_STATIONS
     envelopes = envelopes_by_road(cars)
-    offsets, speeds = [], []
-    for track in circuits:
-        line = line_at_nodes(smooth_line(track, HALF_TRACK), float(track.length)).astype(np.float32)
-        offsets.append(line[::every])
+    lines, speeds = fastest_lines(stack), []
+    for i, line in enumerate(lines):
+        track = jax.tree.map(lambda leaf, i=i: leaf[i], stack)
         speeds.append(np.asarray(_speeds_of_all(envelopes(track), track, line))[:, ::every])
-    return RacingLines(jnp.asarray(np.stack(offsets)), jnp.asarray(np.stack(speeds, axis=1)))
+    return RacingLines(lines[:, ::every], jnp.asarray(np.stack(speeds, axis=1)))
+
+
+def fastest_lines(stack: Track) -> Array:
+    """Lateral offsets [T, N] [m] at the nodes of circuits, leaves [T, ...], on which the
+    quasi-steady lap of `LINE_CAR` takes least time.
+
+    By gradient descent through that lap (Adam), from the lines of least curvature. Wheels stay
+    `LINE_MARGIN` inside the white lines but for what `reference.smoothing` rounds off.
+    """
+    car = jax.tree.map(lambda leaf: leaf[None], load_car(LINE_CAR))
+    envelopes_on_road = envelopes_by_road(car)
+    problems = []
+    for i in range(stack.length.shape[0]):
+        track = jax.tree.map(lambda leaf, i=i: leaf[i], stack)
+        length = float(track.length)
+        nodes = np.arange(NUM_NODES) * length / NUM_NODES
+        low, high = room_at(track, nodes, HALF_TRACK)
+        line = line_at_nodes(smooth_line(track, HALF_TRACK, *ROUGHLY), length)
+        within = jax.tree.map(lambda leaf: leaf[0], envelopes_on_road(track))
+        problems.append((within, *(jnp.asarray(part, jnp.float32) for part in (low, high, line))))
+    within, low, high, line = jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems)
+    return _fastest_lines(within, stack, low, high, line)
+
+
+@jax.jit
+@jax.vmap
+def _fastest_lines(within: Envelope, track: Track, low: Array, high: Array, line: Array) -> Array:
+    factors = smoothing(track.length)
+
+    def smooth(values: Array) -> Array:
+        return jnp.fft.irfft(jnp.fft.rfft(values) * factors, NUM_NODES)
+
+    def lap_time(line: Array) -> Array:
+        return lap_within(within, track, offset=smooth(line)).lap_time
+
+    optimiser = optax.adam(optax.cosine_decay_schedule(STEP, NUM_STEPS))
+
+    def descend(carry: tuple, _: None) -> tuple[tuple, None]:
+        line, state = carry
+        update, state = optimiser.update(smooth(jax.grad(lap_time)(line)), state)
+        return (jnp.clip(line + update, low, high), state), None
+
+    (line, _), _ = jax.lax.scan(descend, (line, optimiser.init(line)), None, NUM_STEPS)
+    return smooth(line)
 
 
 _speeds_of_all = jax.jit(

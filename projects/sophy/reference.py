@@ -328,9 +328,15 @@ def line_at_nodes(offset: np.ndarray, length: float) -> np.ndarray:
     """Evenly spaced offsets [M] of a line at the circuit's nodes [N] [m], without what is shorter
     than about `SMOOTHING`: smooth enough for `reference_lap`."""
     nodes, points = (np.arange(num) * length / num for num in (NUM_NODES, len(offset)))
-    waves = np.fft.rfftfreq(NUM_NODES, length / NUM_NODES)
     line = np.interp(nodes, points, offset, period=length)
-    return np.fft.irfft(np.fft.rfft(line) * np.exp(-((SMOOTHING * waves) ** 2)), NUM_NODES)
+    return np.fft.irfft(np.fft.rfft(line) * np.asarray(smoothing(length)), NUM_NODES)
+
+
+def smoothing(length: float | Array) -> Array:
+    """Factors [N // 2 + 1] on the waves of a line at the nodes of a circuit of `length` [m] that
+    take out what is shorter than about `SMOOTHING`."""
+    waves = np.fft.rfftfreq(NUM_NODES, 1.0 / NUM_NODES) / length
+    return jnp.exp(-((SMOOTHING * waves) ** 2))
 
 
 def _offset_line(curvature: Array, spacing: Array, offset: Array) -> tuple[Array, Array]:
@@ -390,9 +396,8 @@ def _energy_profile(envelopes: Envelope, share: Array, curvature: Array, gap: Ar
             limit, table = envelopes.lateral[ground], tables[:, ground]
             lateral = limit[row] * (1.0 - up) + limit[row + 1] * up
             fraction = jnp.clip(2.0 * energy * bend / lateral, 0.0, 1.0)
-            column, right = _cell(
-                (1.0 - jnp.sqrt(1.0 - fraction)) * (NUM_FRACTIONS - 1), NUM_FRACTIONS
-            )
+            rest = jnp.maximum(1.0 - fraction, 1e-9)  # its root has a slope at zero too
+            column, right = _cell((1.0 - jnp.sqrt(rest)) * (NUM_FRACTIONS - 1), NUM_FRACTIONS)
             low = table[lane, row, column] * (1.0 - right) + table[lane, row, column + 1] * right
             high = (
                 table[lane, row + 1, column] * (1.0 - right)

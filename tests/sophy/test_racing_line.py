@@ -9,11 +9,12 @@ import pytest
 from scipy.signal import resample
 
 from projects.sophy import track as tracks
+from projects.sophy.cars import load_car
 from projects.sophy.field import load_entrants
-from projects.sophy.first_guess import LINE_MARGIN
+from projects.sophy.first_guess import LINE_MARGIN, smooth_line
 from projects.sophy.observation import GRAVITY, NEAR, ObservationConfig, observe_line
-from projects.sophy.racing_line import HALF_TRACK, NUM_STATIONS, RacingLine, along
-from projects.sophy.reference import reference_lap
+from projects.sophy.racing_line import HALF_TRACK, LINE_CAR, NUM_STATIONS, RacingLine, along
+from projects.sophy.reference import line_at_nodes, reference_lap
 from projects.sophy.time_trial import TimeTrial, TimeTrialConfig
 from projects.sophy.track import NUM_NODES
 
@@ -34,19 +35,20 @@ def of(stack, index):
 
 
 @pytest.mark.parametrize("circuit", [0, 1])
-def test_the_line_keeps_every_wheel_inside_and_turns_less_than_the_road(env, circuit):
+def test_the_line_keeps_every_wheel_inside_and_is_faster_than_the_gentlest(env, circuit):
     track, offset = of(env.tracks, circuit), np.asarray(env.lines.offset[circuit])
     stations = jnp.arange(NUM_STATIONS) * track.length / NUM_STATIONS
     point = jax.vmap(tracks.at, (None, 0))(track, stations)
     # Smoothing may take a part of the margin.
     assert np.all(offset < np.asarray(point.width_left) - HALF_TRACK - 0.3 * LINE_MARGIN)
     assert np.all(offset > HALF_TRACK + 0.3 * LINE_MARGIN - np.asarray(point.width_right))
-    left = jnp.stack([-point.tangent[:, 1], point.tangent[:, 0]], -1)
-    place = np.asarray(point.position + offset[:, None] * left)
-    way = np.roll(place, -1, 0) - place
-    heading = np.unwrap(np.arctan2(way[:, 1], way[:, 0]))
-    bend = np.diff(heading) / np.linalg.norm(way[:-1], axis=1)
-    assert np.mean(bend**2) < 0.75 * np.mean(np.asarray(point.curvature) ** 2)
+
+    def lap_time(line):
+        at_nodes = line_at_nodes(line, float(track.length)).astype(np.float32)
+        return float(reference_lap(load_car(LINE_CAR), track, offset=jnp.asarray(at_nodes)).lap_time)
+
+    gentlest, fastest = lap_time(smooth_line(track, HALF_TRACK, 10.0)), lap_time(offset)
+    assert fastest < 0.99 * gentlest < 0.95 * lap_time(np.zeros(4))
 
 
 @pytest.mark.parametrize("car", [0, 1])
