@@ -4,6 +4,11 @@ brax is taken for its small classes only; its training wrappers lose the last ob
 episode and reuse the first. Here an episode's end keeps `terminated` (the task is over, from the
 environment's `done`) apart from `truncated` (the clock, from `episode_length`), `next_obs` is the
 true last observation, and every episode begins with a real `reset` under a fresh key.
+
+An environment may hold several agents that do the same task: it then says how many by an attribute
+`num_agents`, and observations, actions, rewards and `done` have a leading axis [M]. Whoever learns
+from it sees rows: `R` = `N` environments times `M`, those of one environment next to each other.
+An environment that takes other actions than it was asked for says which in `State.info["action"]`.
 """
 
 import contextlib
@@ -36,6 +41,7 @@ __all__ = [
     "get_environment",
     "make_env_loop",
     "named_obs",
+    "num_agents",
     "observation_sizes",
     "register_environment",
 ]
@@ -49,7 +55,7 @@ class EnvSlots:
     key: Key  # [N] the source of each slot's next reset
     clock: jax.Array  # [N] int32, runs to the episode length; ahead of num_steps if staggered
     num_steps: jax.Array  # [N] int32, steps of the episode so far
-    episode_return: jax.Array  # [N]
+    episode_return: jax.Array  # [R]
 
 
 @struct.dataclass
@@ -58,14 +64,21 @@ class StepInfo:
     `ended` (of the shorter first ones where the slots were staggered)."""
 
     state: State  # [N]
-    ended: jax.Array  # [N] bool
-    episode_return: jax.Array  # [N]
-    num_steps: jax.Array  # [N] int32
+    ended: jax.Array  # [R] bool
+    episode_return: jax.Array  # [R]
+    num_steps: jax.Array  # [R] int32
 
 
 class EnvLoop(NamedTuple):
     reset: Callable[[Key, int], EnvSlots]  # (key, num_envs)
     step: Callable[[EnvSlots, jax.Array], tuple[EnvSlots, Transition, StepInfo]]
+    observe: Callable[[EnvSlots], Obs]  # what the agents see now [R, ...]
+    rows: Callable[[int], int]  # (num_envs) -> R
+
+
+def num_agents(env: Env) -> int | None:
+    """None where an environment has a single agent and no axis for it."""
+    return getattr(env, "num_agents", None)
 
 
 def named_obs(state: State) -> Obs:
@@ -74,9 +87,10 @@ def named_obs(state: State) -> Obs:
 
 
 def example_obs(env: Env) -> Obs:
-    """Zeros of the shapes of one observation, without running the environment."""
+    """Zeros of the shapes of one agent's observation, without running the environment."""
     state = jax.eval_shape(env.reset, jax.random.key(0))
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), named_obs(state))
+    axes = 0 if num_agents(env) is None else 1
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[axes:], leaf.dtype), named_obs(state))
 
 
 def observation_sizes(env: Env) -> dict[str, int]:
@@ -101,7 +115,7 @@ class HeldActions(Wrapper):
         def hold(carry: tuple[State, jax.Array, Any], _: None):
             before, reward, metrics = carry
             after = self.env.step(before, action)
-            over = before.done > 0.5
+            over = jnp.all(before.done > 0.5)
             after = jax.tree.map(lambda old, new: jnp.where(over, old, new), before, after)
             counts = 1.0 - before.done
             metrics = jax.tree.map(lambda a, b: a + counts * b, metrics, after.metrics)
@@ -117,13 +131,30 @@ def make_env_loop(env: Env, episode_length: int, *, stagger: bool = False) -> En
     """Builds `reset` and `step` over parallel environments that restart by themselves.
 
     Args:
-      env: unbatched brax environment.
+      env: unbatched brax environment, of one agent or several.
       episode_length: steps after which an episode is truncated, at least 1.
       stagger: begin the first episodes at random clock positions, so that slots with equally long
         episodes do not all restart in the same step.
     """
     if episode_length < 1:
         raise ValueError(f"episode_length must be at least 1, got {episode_length}")
+    agents = num_agents(env)
+
+    def rows(num_envs: int) -> int:
+        return num_envs * (agents or 1)
+
+    def as_rows(values: Any) -> Any:
+        """Leaves [N, M, ...] as [R, ...], where there are several agents."""
+        if agents is None:
+            return values
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), values)
+
+    def by_row(values: jax.Array) -> jax.Array:
+        """What holds for environments [N], for their agents [R]."""
+        return values if agents is None else jnp.repeat(values, agents)
+
+    def observe(slots: EnvSlots) -> Obs:
+        return as_rows(named_obs(slots.state))
 
     def reset(key: Key, num_envs: int) -> EnvSlots:
         reset_key, slot_key, clock_key = jax.random.split(key, 3)
@@ -136,7 +167,7 @@ def make_env_loop(env: Env, episode_length: int, *, stagger: bool = False) -> En
             key=jax.random.split(slot_key, num_envs),
             clock=clock,
             num_steps=jnp.zeros(num_envs, jnp.int32),
-            episode_return=jnp.zeros(num_envs),
+            episode_return=jnp.zeros(rows(num_envs)),
         )
 
     def restart(slots: EnvSlots, ended: jax.Array) -> EnvSlots:
@@ -151,25 +182,30 @@ def make_env_loop(env: Env, episode_length: int, *, stagger: bool = False) -> En
             key=choose(keys[:, 1], slots.key),
             clock=jnp.where(ended, 0, slots.clock),
             num_steps=jnp.where(ended, 0, slots.num_steps),
-            episode_return=jnp.where(ended, 0.0, slots.episode_return),
+            episode_return=jnp.where(by_row(ended), 0.0, slots.episode_return),
         )
 
     def step(slots: EnvSlots, action: jax.Array) -> tuple[EnvSlots, Transition, StepInfo]:
         chex.assert_rank(action, 2)
-        state = jax.vmap(env.step)(slots.state, action)
+        asked = action if agents is None else action.reshape(-1, agents, action.shape[-1])
+        state = jax.vmap(env.step)(slots.state, asked)
         clock, num_steps = slots.clock + 1, slots.num_steps + 1
-        terminated = state.done > 0.5
-        truncated = ~terminated & (clock >= episode_length)
-        ended = terminated | truncated
+        # An environment with several agents is over when it is for all of them.
+        over = jnp.all((state.done > 0.5).reshape(clock.shape[0], -1), axis=1)
+        timed_out = ~over & (clock >= episode_length)
+        ended = over | timed_out
+        terminated = as_rows(state.done) > 0.5
+        taken = as_rows(state.info["action"]) if "action" in state.info else action
+        reward = as_rows(state.reward)
         transition = Transition(
-            obs=named_obs(slots.state),
-            action=action,
-            reward=state.reward,
+            obs=observe(slots),
+            action=taken,
+            reward=reward,
             terminated=terminated,
-            truncated=truncated,
-            next_obs=named_obs(state),
+            truncated=~terminated & by_row(timed_out),
+            next_obs=as_rows(named_obs(state)),
         )
-        episode_return = slots.episode_return + state.reward
+        episode_return = slots.episode_return + reward
         stepped = EnvSlots(
             state=state,
             key=slots.key,
@@ -178,10 +214,13 @@ def make_env_loop(env: Env, episode_length: int, *, stagger: bool = False) -> En
             episode_return=episode_return,
         )
         info = StepInfo(
-            state=state, ended=ended, episode_return=episode_return, num_steps=num_steps
+            state=state,
+            ended=by_row(ended),
+            episode_return=episode_return,
+            num_steps=by_row(num_steps),
         )
         # A reset can cost as much as a step, and most steps end nothing.
         slots = jax.lax.cond(jnp.any(ended), restart, lambda slots, _: slots, stepped, ended)
         return slots, transition, info
 
-    return EnvLoop(reset=reset, step=step)
+    return EnvLoop(reset=reset, step=step, observe=observe, rows=rows)

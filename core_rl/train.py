@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from core_rl.env import Env, EnvSlots, State, example_obs, make_env_loop, named_obs
+from core_rl.env import Env, EnvSlots, State, example_obs, make_env_loop
 from core_rl.errors import UserError
 from core_rl.replay import ReplayState, make_replay
 from core_rl.types import Agent, Hindsight, Key, Metrics, Trainer, Transition
@@ -58,7 +58,7 @@ class TrainState:
     """Everything that a run is; saving it is saving the run."""
 
     agent: Any
-    carry: Any  # the policy's recurrent state, [N]
+    carry: Any  # the policy's recurrent state, [R]
     replay: ReplayState
     slots: EnvSlots  # [N]
     key: Key
@@ -96,7 +96,7 @@ def make_trainer(
       batch_size: `B`, transitions per update.
       n_step: steps folded into one target.
       membership: given the state `[N]` that a step led to, says for each table of `config.tables`
-        which of the `N` transitions belong to it, bool `[N]`.
+        which of the `R` transitions belong to it, bool `[R]` (`core_rl.env`: one per agent).
       hindsight: what `config.hindsight` needs to know of the task.
 
     Raises UserError for tables that the task does not offer, or hindsight without a goal.
@@ -119,9 +119,15 @@ def make_trainer(
             f"--train.hindsight={config.hindsight}: this task has no goal that it could replace"
         )
     env_loop = make_env_loop(env, episode_length, stagger=True)
+    num_rows = env_loop.rows(config.num_envs)
+    if config.replay_capacity < num_rows:
+        raise UserError(
+            f"--train.replay_capacity={config.replay_capacity}: must be at least the number of "
+            f"agents in all environments, {num_rows}"
+        )
     replay = make_replay(
         capacity=config.replay_capacity,
-        num_envs=config.num_envs,
+        num_envs=num_rows,
         batch_size=batch_size,
         n_step=n_step,
         table_shares=tuple(share for _, share in config.tables),
@@ -137,7 +143,7 @@ def make_trainer(
 
     def random_step(carry: tuple[EnvSlots, ReplayState], key: Key):
         slots, memory = carry
-        action = jax.random.uniform(key, (config.num_envs, env.action_size), minval=-1.0)
+        action = jax.random.uniform(key, (num_rows, env.action_size), minval=-1.0)
         slots, transition, info = env_loop.step(slots, action)
         return (slots, replay.add(memory, transition, table_mask(info.state))), None
 
@@ -161,7 +167,7 @@ def make_trainer(
         )
         return TrainState(
             agent=agent.init(agent_key, obs, hypers),
-            carry=agent.carry(config.num_envs),
+            carry=agent.carry(num_rows),
             replay=memory,
             slots=slots,
             key=run_key,
@@ -169,7 +175,7 @@ def make_trainer(
         )
 
     def collect(state: TrainState, key: Key) -> tuple[TrainState, Metrics]:
-        action, carry = agent.act(state.agent, state.carry, named_obs(state.slots.state), key)
+        action, carry = agent.act(state.agent, state.carry, env_loop.observe(state.slots), key)
         slots, transition, info = env_loop.step(state.slots, action)
         memory = replay.add(state.replay, transition, table_mask(info.state))
         experience = {

@@ -1,14 +1,12 @@
 """Scripted drivers of graded strength, who race without having learnt anything.
 
-A driver follows the line of least curvature at a share of the speed that the quasi-steady lap has
-on it (`racing_line`), brakes some time earlier than that lap does, as people do, and minds the
-others: who is slower ahead is passed on the side with more room, or followed where there is none;
-who is alongside is left his width of road. Nothing is remembered from step to step.
+A driver follows the racing line at a share of the speed that the quasi-steady lap has on it
+(`racing_line`), brakes some time earlier than that lap does, as people do, and minds the others:
+who is slower ahead is passed on the side with more room, or followed where there is none; who is
+alongside is left his width of road. Nothing is remembered from step to step.
 
-How far that goes: alone they lap larkspur and thimble cleanly, but not every circuit; in a field of
-ten they still run into each other after the start.
-
-What hands and feet do is `path_following`.
+They act as a policy does, relative to the racing line (`env.steering=line`); what hands and feet
+make of it is `path_following`.
 """
 
 from typing import NamedTuple
@@ -18,16 +16,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from projects.sophy import track as tracks
-from projects.sophy.driving import CONTROL_STEP, DriveState
-from projects.sophy.path_following import axles_of, careful_pedal, follow, forward_speed, reach_of
+from projects.sophy.path_following import REACTION, action_towards, forward_speed, reach_of
 from projects.sophy.race import gaps, opponents_of
 from projects.sophy.race_env import RaceEnv, RaceState
-from projects.sophy.racing_line import RacingLines, along
-from projects.sophy.track import Track
+from projects.sophy.racing_line import along
 
-MOST_USAGE = 0.95  # of an axle's grip that the steering asks for [-]
-REACTION = 0.15  # between a decision and what comes of it [s]
-ASIDE = 2.5  # speed at which one goes aside for others [m/s]
+ASIDE = 1.5  # speed at which one goes aside for others [m/s]
+OFF_LINE, SLOWEST_OFF_LINE = 0.03, 0.15  # speed given up per metre off the line [1/m], at most
 MARGIN = 0.2  # from the wheels to the white lines [m]
 
 
@@ -41,47 +36,38 @@ class Level(NamedTuple):
 
 
 LEVELS: dict[str, tuple[float, float, float, float]] = {
-    "beginner": (0.80, 0.6, 1.5, 0.9),
-    "amateur": (0.87, 0.4, 1.3, 0.7),
-    "club": (0.92, 0.25, 1.1, 0.5),
-    "pro": (0.95, 0.1, 0.9, 0.4),
-    "expert": (0.975, 0.0, 0.8, 0.3),
+    "beginner": (0.78, 0.6, 1.5, 0.9),
+    "amateur": (0.82, 0.4, 1.3, 0.7),
+    "club": (0.86, 0.25, 1.1, 0.5),
+    "pro": (0.90, 0.1, 0.9, 0.4),
+    "expert": (0.93, 0.0, 0.8, 0.3),
 }
 
 
-def _wheel(
-    track: Track,
-    drive: DriveState,
-    aim_offset: Array,
-    top_speed: Array,
-    speeds: Array,
-    level: Level,
-) -> tuple[Array, Array]:
-    """The road-wheel angle [] [rad] and the pedal [] of one car that aims at an offset [] [m]
-    from the centre line at its reach, no faster than `top_speed` [] [m/s]."""
-    speed = forward_speed(drive)
-    ahead = drive.s + speed * (REACTION + jnp.stack([jnp.zeros(()), level.early]))
-    step = CONTROL_STEP * speed
-    wanted, later = (
-        jnp.minimum(level.pace * jnp.min(along(speeds, track, there)), top_speed)
-        for there in (ahead, ahead + step)
-    )
-    axles = axles_of(track, drive)
-    steering, demanded = follow(track, drive, axles, aim_offset, MOST_USAGE)
-    return steering, careful_pedal(drive, axles, demanded, wanted, later, MOST_USAGE)
+def level_of(skill: Array) -> Level:
+    """The level of a skill [...], between and beyond those of `LEVELS`: 0 beginner, 1 expert."""
+    table = jnp.asarray(list(LEVELS.values()), jnp.float32)
+    place = jnp.clip(skill, -2.0, 1.5) * (len(LEVELS) - 1)
+    below = jnp.clip(jnp.floor(place).astype(jnp.int32), 0, len(LEVELS) - 2)
+    low, high = table[below], table[below + 1]
+    return Level(*jnp.moveaxis(low + (place - below)[..., None] * (high - low), -1, 0))
 
 
-def scripted_actions(env: RaceEnv, lines: RacingLines, race: RaceState, levels: Level) -> Array:
-    """What scripted drivers of `levels` [M] do in every slot: actions [M, 2]."""
+def scripted_actions(env: RaceEnv, race: RaceState, levels: Level) -> Array:
+    """What scripted drivers of `levels`, leaves [M], do in every slot: actions [M, 2].
+
+    `env` must have racing lines.
+    """
     drives, track = race.drives, env.solo.track_of(race.drives.circuit[0])
-    circuit, cars = drives.circuit[0], drives.car
+    lines, cars = jax.vmap(env.solo.line_of)(drives), drives.car
+    along_each = jax.vmap(along, (0, None, 0))
     speed, offset = forward_speed(drives), drives.placement.offset
     reach = reach_of(drives)
     there = jax.vmap(tracks.at, (None, 0))(track, drives.s + reach)
     half_width = 0.5 * cars.width
     edge = jnp.max(cars.wheel_y, axis=1) + MARGIN
     most, least = there.width_left - edge, edge - there.width_right
-    line = along(lines.offset[circuit], track, drives.s + reach)
+    line = along_each(lines.offset, track, drives.s + reach)
     wish = line
 
     num_cars = speed.shape[0]
@@ -119,7 +105,7 @@ def scripted_actions(env: RaceEnv, lines: RacingLines, race: RaceState, levels: 
     wish = jnp.where(upper < lower, 0.5 * (upper + lower), jnp.clip(wish, lower, upper))
     wish = jnp.clip(wish, jnp.minimum(least, most), jnp.maximum(least, most))
     # From the line one goes aside no faster than this.
-    aside = offset - along(lines.offset[circuit], track, drives.s)
+    aside = offset - along_each(lines.offset, track, drives.s)
     change = jnp.clip(wish - line - aside, -ASIDE * reach / speed, ASIDE * reach / speed)
     wish = line + aside + change
 
@@ -127,13 +113,11 @@ def scripted_actions(env: RaceEnv, lines: RacingLines, race: RaceState, levels: 
     leads = jnp.where(alongside & (gap > 0.0), speed[None], jnp.inf)
     top_speed = jnp.where(squeezed, jnp.minimum(top_speed, jnp.min(leads, axis=1) - 2.0), top_speed)
 
-    speeds = lines.speed[drives.car_index, circuit]
-    steering, pedal = jax.vmap(_wheel, (None, 0, 0, 0, 0, 0))(
-        track, drives, wish, top_speed, speeds, levels
+    later = REACTION + jnp.stack([jnp.zeros(num_cars), levels.early], 1)
+    ahead = drives.s[:, None] + speed[:, None] * later
+    wanted = levels.pace * jnp.min(along_each(lines.speed, track, ahead), axis=1)
+    wanted *= 1.0 - jnp.minimum(OFF_LINE * jnp.abs(aside), SLOWEST_OFF_LINE)
+    wanted = jnp.minimum(wanted, top_speed)
+    return jax.vmap(action_towards, (None, 0, 0, 0, 0, None))(
+        track, drives, lines, wish, wanted, env.config.solo.line
     )
-    config = env.config.solo
-    if config.steering == "delta":
-        steering = (steering - drives.steering_target) / config.steering_step
-    else:
-        steering = steering / cars.steering_limit
-    return jnp.clip(jnp.stack([steering, pedal], -1), -1.0, 1.0)

@@ -47,9 +47,7 @@ class LineConfig:
 class Axles(NamedTuple):
     """What the tyres of the two axles, front first, give at their present loads; leaves [2]."""
 
-    force_x: Array  # largest forward force [N]
     angle: Array  # slip angle of the largest lateral force [rad]
-    ratio: Array  # [4] slip ratio of each wheel's largest forward force [-]
     shape: Array  # of the tyres' curve [-]
     stretch: Array  # of the tyres' curve [-]
     pull: Array  # part of the axle's lateral force that a unit of curvature takes [m]
@@ -67,9 +65,7 @@ def axles_of(track: Track, drive: DriveState) -> Axles:
 
     weight = car.mass * forward_speed(drive) ** 2 * arms[::-1] / jnp.sum(arms)
     return Axles(
-        force_x=jnp.sum(by_axle(peak.force_x), 1),
         angle=jnp.mean(by_axle(peak.angle), 1),
-        ratio=peak.ratio,
         shape=peak.shape[::2],
         stretch=peak.stretch[::2],
         pull=weight / jnp.sum(by_axle(peak.force_y), 1),
@@ -86,30 +82,24 @@ def reach_of(drive: DriveState) -> Array:
     return jnp.maximum(REACH * forward_speed(drive), SHORTEST_REACH)
 
 
-def follow(
-    track: Track, drive: DriveState, axles: Axles, aim_offset: Array, most_usage: float
-) -> tuple[Array, Array]:
+def follow(track: Track, drive: DriveState, axles: Axles, aim: Array) -> Array:
     """The road-wheel angle [] [rad] of one car that aims at an offset [] [m] from the centre line
-    at its reach, and the curvature [] [1/m] of the way there.
-
-    It asks for `most_usage` of an axle's grip at most.
-    """
+    at its reach, as far as the tyres' grip goes."""
     motion, speed, pull = drive.motion, forward_speed(drive), axles.pull
     point = tracks.at(track, drive.s + reach_of(drive))
     left = jnp.stack([-point.tangent[1], point.tangent[0]])
-    gap = point.position + aim_offset * left - motion.position
+    gap = point.position + aim * left - motion.position
     east, north = jnp.cos(motion.heading), jnp.sin(motion.heading)
     aside = gap[1] * east - gap[0] * north
-    demanded = 2.0 * aside / jnp.sum(gap**2)
-    tightest = most_usage / jnp.max(pull)
-    curvature = jnp.clip(demanded, -tightest, tightest)
+    tightest = 1.0 / jnp.max(pull)
+    curvature = jnp.clip(2.0 * aside / jnp.sum(gap**2), -tightest, tightest)
     # The front tyres are set at the slip angle whose force turns the car like that, where they go.
     turning = pull[0] * (curvature + YAW_GAIN * (curvature - motion.yaw_rate / speed))
-    turning = jnp.clip(turning, -most_usage, most_usage)
+    turning = jnp.clip(turning, -1.0, 1.0)
     bent = jnp.tan(jnp.arcsin(turning) / axles.shape[0])
     slip = axles.angle[0] * bent / axles.stretch[0]
     heading = jnp.arctan2(motion.velocity[1] + drive.car.wheel_x[0] * motion.yaw_rate, speed)
-    return heading + slip, demanded
+    return heading + slip
 
 
 def pedals_for(drive: DriveState, wanted: Array, later: Array) -> tuple[Array, Array]:
@@ -119,32 +109,6 @@ def pedals_for(drive: DriveState, wanted: Array, later: Array) -> tuple[Array, A
     asked = SPEED_GAIN * (wanted - forward_speed(drive)) + (later - wanted) / CONTROL_STEP
     brake = -asked * car.mass * car.wheel_radius[0] / car.brake_torque
     return jnp.clip(asked / FULL_DRIVING, 0.0, 1.0), jnp.clip(brake, 0.0, 1.0)
-
-
-def careful_pedal(
-    drive: DriveState,
-    axles: Axles,
-    demanded: Array,
-    wanted: Array,
-    later: Array,
-    most_usage: float,
-) -> Array:
-    """The pedal [] of a driver without aids for those speeds, who leaves the tyres what they need
-    sideways and slows down where the `demanded` curvature [] [1/m] is more than they hold."""
-    motion, car, speed = drive.motion, drive.car, forward_speed(drive)
-    tightest = most_usage / jnp.max(axles.pull)
-    bearable = speed * jnp.sqrt(tightest / jnp.maximum(jnp.abs(demanded), 1e-6))
-    throttle, brake = pedals_for(drive, jnp.minimum(wanted, bearable), jnp.minimum(later, bearable))
-    usage = axles.pull * jnp.minimum(jnp.abs(demanded), tightest)
-    slid = jnp.mean(jnp.abs(motion.slip_angle).reshape(2, 2), 1) / axles.angle
-    taken = jnp.maximum(usage, slid)
-    spare = jnp.sqrt(jnp.maximum(1.0 - taken * taken, 0.05))  # [2] of the axles' grip
-    torque = car.brake_torque * jnp.stack([car.brake_bias, 1.0 - car.brake_bias])
-    grip = axles.force_x * car.wheel_radius[::2]
-    carried = jnp.min(jnp.where(torque > 0.0, spare * grip / jnp.maximum(torque, 1.0), jnp.inf))
-    spinning = jnp.clip(1.6 - jnp.max(motion.slip_ratio / axles.ratio), 0.0, 1.0)
-    throttle = jnp.minimum(throttle, jnp.min(spare)) * spinning
-    return throttle - jnp.minimum(brake, most_usage * jnp.minimum(carried, 1.0))
 
 
 def along_line(
@@ -157,15 +121,41 @@ def along_line(
     full throttle and hard braking nearly everywhere. Zeros are a lap on the line at `config.usual`
     of its speed.
     """
-    speed, reach, axles = forward_speed(drive), reach_of(drive), axles_of(track, drive)
-    swerve = action[0] * config.swerve * reach**2 / (2.0 * jnp.max(axles.pull))
-    aside = drive.placement.offset - along(line.offset, track, drive.s)
-    back = config.back * reach / speed
-    there = tracks.at(track, drive.s + reach)
-    aim = along(line.offset, track, drive.s + reach) + aside - jnp.clip(aside, -back, back) + swerve
+    axles, base = axles_of(track, drive), _way_back(track, drive, line, config)
+    there = tracks.at(track, drive.s + reach_of(drive))
+    aim = base + action[0] * _widest(drive, axles, config)
     aim = jnp.clip(aim, -there.width_right, there.width_left)
-    ahead = drive.s + speed * (REACTION + jnp.array([0.0, CONTROL_STEP]))
-    wanted, later = along(line.speed, track, ahead) * (config.usual + config.haste * action[1])
-    steering, _ = follow(track, drive, axles, aim, 1.0)
+    wanted, later = _expected(track, drive, line) * (config.usual + config.haste * action[1])
+    steering = follow(track, drive, axles, aim)
     throttle, brake = pedals_for(drive, wanted, later)
     return steering, throttle - brake
+
+
+def action_towards(
+    track: Track, drive: DriveState, line: RacingLine, aim: Array, wanted: Array, config: LineConfig
+) -> Array:
+    """The action [2] of `along_line` that takes a car to an offset [] [m] from the centre line at
+    its reach, and to a speed [] [m/s]."""
+    widest = _widest(drive, axles_of(track, drive), config)
+    swerve = (aim - _way_back(track, drive, line, config)) / widest
+    haste = (wanted / _expected(track, drive, line)[0] - config.usual) / config.haste
+    return jnp.clip(jnp.stack([swerve, haste]), -1.0, 1.0)
+
+
+def _way_back(track: Track, drive: DriveState, line: RacingLine, config: LineConfig) -> Array:
+    """The offset [] [m] at the reach of a gentle way back to the line."""
+    reach = reach_of(drive)
+    aside = drive.placement.offset - along(line.offset, track, drive.s)
+    back = config.back * reach / forward_speed(drive)
+    return along(line.offset, track, drive.s + reach) + aside - jnp.clip(aside, -back, back)
+
+
+def _widest(drive: DriveState, axles: Axles, config: LineConfig) -> Array:
+    """How far aside [] [m] a full swerve aims at the reach."""
+    return config.swerve * reach_of(drive) ** 2 / (2.0 * jnp.max(axles.pull))
+
+
+def _expected(track: Track, drive: DriveState, line: RacingLine) -> Array:
+    """The line's speeds [2] [m/s] where a decision tells, and a control step later."""
+    ahead = drive.s + forward_speed(drive) * (REACTION + jnp.array([0.0, CONTROL_STEP]))
+    return along(line.speed, track, ahead)

@@ -11,6 +11,7 @@ Leaves of a `State` have a leading axis [M] where the time trial's have none. Ep
 terminate; the clock of whoever runs them truncates.
 """
 
+import copy
 import dataclasses
 from typing import Literal
 
@@ -129,11 +130,17 @@ class RaceState:
     meetings: Meetings  # of the last step
     distance: Array  # [M] from where the race began, of a grid the line; at first negative [m]
     clock: Array  # [] since the start [s]
+    laps: Array  # [] int32, length of the race, 0 if it has no end
     finish_time: Array  # [M] when the last lap ended, 0 while it has not [s]
     standing: Array  # [M] how long the car has stood still [s]
     retired: Array  # [M] bool
     steering_change: Array  # [M] of the target in the last step [rad]
     stewarding: Stewarding
+
+
+def race_of(state: State) -> RaceState:
+    """The race that a state of `RaceEnv` holds."""
+    return state.pipeline_state  # pyright: ignore[reportReturnType]
 
 
 def classification(race: RaceState) -> Array:
@@ -274,6 +281,7 @@ class RaceEnv(Env):
             meetings=no_meetings(num_cars),
             distance=distance,
             clock=jnp.zeros(()),
+            laps=jnp.int32(self.config.laps),
             finish_time=jnp.zeros(num_cars),
             standing=jnp.zeros(num_cars),
             retired=jnp.zeros(num_cars, bool),
@@ -291,7 +299,7 @@ class RaceEnv(Env):
 
     def step(self, state: State, action: Array) -> State:
         """`action` [M, 2]."""
-        previous: RaceState = state.pipeline_state  # pyright: ignore[reportAssignmentType]
+        previous = race_of(state)
         action = jnp.clip(action, -1.0, 1.0)
         current = self._race(previous, action)
         terms = self._terms(previous, current, action)
@@ -320,7 +328,7 @@ class RaceEnv(Env):
         )
         clock = previous.clock + CONTROL_STEP
         # The first crossing begins the first lap where all stand before the line.
-        ended = (drives.laps_begun > config.laps) & (config.laps > 0)
+        ended = (drives.laps_begun > previous.laps) & (previous.laps > 0)
         finishes = ended & (previous.finish_time == 0.0) & previous.present
         speed = jnp.sqrt(jnp.sum(drives.motion.velocity**2, -1))
         standing = jnp.where(speed < STANDS, previous.standing + CONTROL_STEP, 0.0)
@@ -332,6 +340,7 @@ class RaceEnv(Env):
             meetings=met,
             distance=distance,
             clock=clock,
+            laps=previous.laps,
             finish_time=jnp.where(finishes, clock - drives.lap_clock, previous.finish_time),
             standing=standing,
             retired=previous.retired | retires,
@@ -468,6 +477,13 @@ def _nothing_judged(drives: DriveState, distance: Array) -> Stewarding:
         severity=jnp.zeros((num, num), jnp.int32),
         faults=jnp.zeros((num, 3), jnp.int32),
     )
+
+
+def with_start(env: RaceEnv, start: Literal["grid", "rolling", "pack"]) -> RaceEnv:
+    """The same whose fields set off in another way."""
+    other = copy.copy(env)  # circuits, cars and references stay the same arrays
+    other.config = dataclasses.replace(env.config, start=start)
+    return other
 
 
 register_environment("sophy_race", RaceEnv)

@@ -233,7 +233,7 @@ class TimeTrial(Env):
         limit, pedal = drive.car.steering_limit, action[1]
         if self.config.steering == "line":
             track = self.track_of(drive.circuit)
-            target, pedal = along_line(track, drive, self._line_of(drive), action, self.config.line)
+            target, pedal = along_line(track, drive, self.line_of(drive), action, self.config.line)
         elif self.config.steering == "target":
             target = action[0] * limit
         else:
@@ -241,7 +241,8 @@ class TimeTrial(Env):
         target = jnp.clip(target, -limit, limit)
         return target, command_of(target, pedal)
 
-    def _line_of(self, drive: DriveState) -> RacingLine:
+    def line_of(self, drive: DriveState) -> RacingLine:
+        """That of one car on its circuit, where the configuration uses racing lines."""
         assert self.lines is not None
         offset, speed = self.lines
         return RacingLine(offset[drive.circuit], speed[drive.car_index, drive.circuit])
@@ -265,7 +266,7 @@ class TimeTrial(Env):
 
     def observe(self, track: Track, drive: DriveState) -> dict[str, Array]:
         """What the driver of one car sees on its circuit; entries as `observation_size`."""
-        line = self._line_of(drive) if self.config.observation.racing_line else None
+        line = self.line_of(drive) if self.config.observation.racing_line else None
         entries = observe(track, drive.car, drive, self.config.observation, line)
         return {name: entries[name] for name in self.observation_size}
 

@@ -176,3 +176,68 @@ def test_a_held_action_is_repeated_and_what_it_earns_is_summed_up_to_the_end():
     assert (held.action_size, held.observation_size) == (env.action_size, env.observation_size)
     with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
         HeldActions(env, 0)
+
+
+class Crew(EpisodeEnv):
+    """Three agents, each an `EpisodeEnv`, who share their environment's clock."""
+
+    num_agents = 3
+
+    def reset(self, rng):
+        return jax.vmap(super().reset)(jax.random.split(rng, self.num_agents))
+
+    def step(self, state, action):
+        return jax.vmap(super().step)(state, action)
+
+
+class Stubborn(Crew):
+    """The same, but the second agent does what it likes."""
+
+    def reset(self, rng):
+        return super().reset(rng).replace(info={"action": jnp.zeros((3, 1))})
+
+    def step(self, state, action):
+        action = action.at[1].set(0.25)
+        return super().step(state, action).replace(info={"action": action})
+
+
+def crew_of(env, num_steps=20):
+    loop = make_env_loop(env, LENGTH)
+    assert loop.rows(NUM_ENVS) == 3 * NUM_ENVS
+    slots = loop.reset(jax.random.key(1), NUM_ENVS)
+    actions = jax.random.uniform(jax.random.key(2), (num_steps, 3 * NUM_ENVS, 1), minval=-1.0)
+
+    def step(slots, action):
+        seen = loop.observe(slots)
+        slots, transition, info = loop.step(slots, action)
+        return slots, (seen, transition, info)
+
+    return actions, *jax.tree.map(np.asarray, jax.lax.scan(step, slots, actions)[1])
+
+
+def test_several_agents_are_rows_next_to_each_other_that_restart_together():
+    actions, seen, transition, info = crew_of(Crew(MAX_STEPS))
+    obs, next_obs = transition.obs["state"], transition.next_obs["state"]
+    assert obs.shape == (20, 3 * NUM_ENVS, 2)
+    np.testing.assert_array_equal(seen["state"], obs)
+    np.testing.assert_array_equal(transition.action, actions)
+    np.testing.assert_array_equal(next_obs[..., 0], obs[..., 0])
+    np.testing.assert_array_equal(next_obs[..., 1], obs[..., 1] + 1)
+    # An agent that is done waits for the others, or for the clock.
+    identity, steps = np.moveaxis(next_obs, -1, 0)
+    done = steps >= 1 + np.floor(identity * MAX_STEPS)
+    np.testing.assert_array_equal(transition.terminated, done)
+    by_crew = done.reshape(20, NUM_ENVS, 3)
+    over = by_crew.all(-1) | (steps.reshape(by_crew.shape)[..., 0] == LENGTH)
+    np.testing.assert_array_equal(info.ended, np.repeat(over, 3, axis=1))
+    assert (by_crew.any(-1) & ~over).any() and (by_crew.all(-1)).any()
+    restarts = ~np.repeat(over, 3, axis=1)[:-1]
+    np.testing.assert_array_equal(obs[1:][restarts], next_obs[:-1][restarts])
+    np.testing.assert_array_equal(obs[1:][~restarts][:, 1], 0.0)
+
+
+def test_what_was_done_is_recorded_where_it_is_not_what_was_asked_for():
+    actions, _, transition, _ = crew_of(Stubborn(MAX_STEPS))
+    second = np.arange(3 * NUM_ENVS) % 3 == 1
+    np.testing.assert_array_equal(transition.action[:, second], 0.25)
+    np.testing.assert_array_equal(transition.action[:, ~second], np.asarray(actions)[:, ~second])

@@ -7,22 +7,18 @@ import pytest
 
 from projects.sophy.drivers import LEVELS, Level, scripted_actions
 from projects.sophy.race_env import RaceConfig, RaceEnv
-from projects.sophy.racing_line import racing_lines
 from projects.sophy.time_trial import TimeTrialConfig
 
 
 @pytest.fixture(scope="module")
 def env():
-    solo = TimeTrialConfig(circuit="larkspur", steering="delta", substeps=10)
+    solo = TimeTrialConfig(
+        circuit="larkspur", steering="line", substeps=10, traction_control=True, antilock=True
+    )
     return RaceEnv(RaceConfig(solo=solo, num_cars=1, laps=0))
 
 
-@pytest.fixture(scope="module")
-def lines(env):
-    return racing_lines(env.solo.cars, env.solo.tracks)
-
-
-def test_every_level_laps_cleanly_and_the_stronger_the_faster(env, lines):
+def test_every_level_laps_cleanly_and_the_stronger_the_faster(env):
     levels = Level(
         *(jnp.asarray(values, jnp.float32) for values in zip(*LEVELS.values(), strict=True))
     )
@@ -37,7 +33,7 @@ def test_every_level_laps_cleanly_and_the_stronger_the_faster(env, lines):
         level = jax.tree.map(lambda leaf: leaf[None], level)
 
         def step(state, _):
-            action = scripted_actions(env, lines, state.pipeline_state, level)
+            action = scripted_actions(env, state.pipeline_state, level)
             state = env.step(state, action)
             lap_time = state.pipeline_state.drives.lap_time[0]
             return state, (lap_time, state.metrics["off_course_steps"][0])

@@ -45,7 +45,9 @@ def test_the_line_keeps_every_wheel_inside_and_is_faster_than_the_gentlest(env, 
 
     def lap_time(line):
         at_nodes = line_at_nodes(line, float(track.length)).astype(np.float32)
-        return float(reference_lap(load_car(LINE_CAR), track, offset=jnp.asarray(at_nodes)).lap_time)
+        return float(
+            reference_lap(load_car(LINE_CAR), track, offset=jnp.asarray(at_nodes)).lap_time
+        )
 
     gentlest, fastest = lap_time(smooth_line(track, HALF_TRACK, 10.0)), lap_time(offset)
     assert fastest < 0.99 * gentlest < 0.95 * lap_time(np.zeros(4))

@@ -1,0 +1,246 @@
+"""Two teams of four over a championship, as in the Race Together events of 2021.
+
+    ./run python -m experiments.sophy_championship --team_a=DIR --team_b=scripted:expert
+
+A championship is three races of 4, 6 and 7 laps from a standing grid, on which the teams' cars
+stand in turn (who stands first is drawn, and the teams change places in every other
+championship); points are 10-8-6-5-4-3-2-1, and the last race counts double. A contact of medium or
+heavy severity that the stewards blame a car for costs it `penalty` seconds at the flag.
+
+Published: Sophy 104, humans 52 (21 October 2021). All races are driven in one program; the numbers
+are means over championships with 95 % intervals (Student).
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from core_rl import flags
+from core_rl.env import State, named_obs
+from core_rl.errors import UsageError
+from core_rl.policy import load_policy
+from core_rl.report import encode_png
+from experiments import sophy_race
+from experiments.ablation import interval
+from projects.sophy.drivers import LEVELS, level_of, scripted_actions
+from projects.sophy.league import load_racer
+from projects.sophy.race_env import GRID_GAP, GRID_SHARE, RaceConfig, RaceEnv, race_of
+from projects.sophy.results import Results, drive_races, points_of
+
+LAPS = (4, 6, 7)
+WORTH = (1, 1, 2)  # of a race's points
+TEAM = 4  # cars
+START_SEED = 9_000_000  # grids; training and selection never see them
+LEVEL_NAMES = tuple(LEVELS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Championship:
+    team_a: str = ""  # directory of a policy bundle, or scripted:LEVEL
+    team_b: str = "scripted:expert"  # the same
+    circuits: str = ""  # of the three races in turn; empty: as the policy was trained
+    races: int = 20  # championships of three races each
+    penalty: float = 5.0  # per contact of medium or heavy severity with blame [s]
+    seed: int = 0  # of the grids
+    out: str = "runs/sophy_championship"  # directory of the results and the picture
+    json: bool = False  # print one JSON object
+
+    def __post_init__(self):
+        if self.races < 1:
+            raise ValueError(f"races must be at least 1, got {self.races}")
+        if self.penalty < 0:
+            raise ValueError(f"penalty must not be negative, got {self.penalty}")
+
+
+def race_config_of(teams: tuple[str, str], circuits: str) -> RaceConfig:
+    """The race that a policy among the teams was trained for, with eight cars from a grid."""
+    config = sophy_race.CONFIG.env
+    for team in teams:
+        if not team.startswith("scripted:"):
+            extra = load_policy(team).manifest["extra"]
+            if extra.get("project") != "sophy":
+                raise UsageError(f"policy {team}: not trained by projects/sophy, it cannot race")
+            if "race" in extra:
+                config = flags.from_dict(RaceConfig, extra["race"], base=config)
+                break
+    solo = dataclasses.replace(config.solo, **({"circuit": circuits} if circuits else {}))
+    return dataclasses.replace(
+        config, solo=solo, num_cars=2 * TEAM, field=(), start="grid", laps=max(LAPS)
+    )
+
+
+def racer(team: str, env: RaceEnv) -> Callable[[State], Array]:
+    """What a team's drivers do in every slot of a race: actions [M, 2].
+
+    Raises UsageError for a level that does not exist, UserError for a policy that does not fit.
+    """
+    if team.startswith("scripted:"):
+        name = team.removeprefix("scripted:")
+        if name not in LEVELS:
+            raise UsageError(
+                f"team {team!r}: there is no level {name!r}; allowed are {', '.join(LEVEL_NAMES)}"
+            )
+        skill = LEVEL_NAMES.index(name) / (len(LEVEL_NAMES) - 1)
+        level = level_of(jnp.full(env.config.num_cars, skill))
+        return lambda state: scripted_actions(env, race_of(state), level)
+    policy = load_racer(team, env)
+    return lambda state: policy(named_obs(state))
+
+
+def run_championships(
+    env: RaceEnv, teams: tuple[str, str], number: int, seed: int, penalty: float
+) -> tuple[Results, np.ndarray]:
+    """Results of championships [C, 3, M], and which slots are the first team's [M]."""
+    drivers = [racer(team, env) for team in teams]
+    slots = np.arange(2 * TEAM)
+    of_first = slots < TEAM
+
+    def start(key: Array, race: Array, swapped: Array) -> State:
+        # Cars of a team in a drawn order, teams in turn.
+        order = jnp.concatenate(
+            [jax.random.permutation(part, TEAM) for part in jax.random.split(key)]
+        )
+        first = jnp.where(of_first, 0, 1) ^ swapped
+        place = 2 * order + first
+        share = GRID_SHARE * jnp.where(place % 2 == 0, 1.0, -1.0)
+        circuit = (race % len(env.solo.circuits)).astype(jnp.int32)
+        present, still = jnp.ones(2 * TEAM, bool), jnp.zeros(2 * TEAM)
+        distance = -GRID_GAP * (1.0 + place)
+        state = env.start(circuit, present, jnp.zeros(()), distance, share, still)
+        laps = jnp.asarray(LAPS, jnp.int32)[race]
+        begun = dataclasses.replace(race_of(state), laps=laps)
+        return state.replace(pipeline_state=begun)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def act(states: State) -> Array:
+        ours, theirs = (jax.vmap(driver)(states) for driver in drivers)
+        return jnp.where(of_first[:, None], ours, theirs)
+
+    @jax.jit
+    def drive(keys: Array, race: Array, swapped: Array) -> Results:
+        return drive_races(env, act, jax.vmap(start)(keys, race, swapped), penalty)
+
+    # Two championships in a row have the same grids, with the teams' places changed.
+    grids = jax.random.split(jax.random.key(START_SEED + seed), -(-number // 2) * len(LAPS))
+    championship, race = np.divmod(np.arange(number * len(LAPS)), len(LAPS))
+    results = drive(
+        grids[(championship // 2) * len(LAPS) + race],
+        jnp.asarray(race),
+        jnp.asarray(championship % 2),
+    )
+    shape = (number, len(LAPS), 2 * TEAM)
+    return jax.tree.map(
+        lambda leaf: np.asarray(leaf).reshape(*shape, *leaf.shape[2:]), results
+    ), of_first
+
+
+def mean_of(values: ArrayLike) -> dict[str, float]:
+    """The mean of a number per championship [C] and its 95 % interval."""
+    numbers = np.asarray(values, float)
+    low, high = interval(numbers)
+    return {"mean": float(numbers.mean()), "low": low, "high": high}
+
+
+def summary(results: Results, of_first: np.ndarray, teams: tuple[str, str]) -> dict[str, Any]:
+    """Per team: points, wins, and what happened per car and lap."""
+    points = np.asarray(points_of(jnp.asarray(results.place))) * np.array(WORTH)[:, None]
+    rows = {}
+    for name, slots in (("team_a", of_first), ("team_b", ~of_first)):
+        laps = np.maximum(np.asarray(results.laps)[..., slots].sum((1, 2)), 1)
+        total, others = points[..., slots].sum((1, 2)), points[..., ~slots].sum((1, 2))
+        # A lap is flying from the second on; who never had one does not count.
+        best = np.where(results.fastest_lap > 0.0, results.fastest_lap, np.inf)[..., slots]
+        hard = results.faults[..., slots, 1:].sum((1, 2, 3))
+        rows[name] = {
+            "who": teams[0] if name == "team_a" else teams[1],
+            "points": mean_of(total),
+            "championships_won": mean_of((total > others).astype(float)),
+            "races_won": mean_of((results.place[..., slots] == 1).sum((1, 2)) / len(LAPS)),
+            "fastest_laps": best.min((0, 2)).tolist(),
+            "overtakes_per_car_and_lap": mean_of(results.overtakes[..., slots].sum((1, 2)) / laps),
+            "contacts_per_car_and_lap": mean_of(results.contacts[..., slots].sum((1, 2)) / laps),
+            "faults_per_car_and_lap": mean_of(results.faults[..., slots, :].sum((1, 2, 3)) / laps),
+            "hard_faults_per_car_and_lap": mean_of(hard / laps),
+            "penalty_seconds": mean_of(results.penalty[..., slots].sum((1, 2))),
+            "off_course_steps_per_car_and_lap": mean_of(
+                results.off_course_steps[..., slots].sum((1, 2)) / laps
+            ),
+            "not_at_the_flag": mean_of((results.time[..., slots] == 0.0).mean((1, 2))),
+        }
+    return rows
+
+
+def picture(results: Results, of_first: np.ndarray, teams: tuple[str, str]) -> Figure:
+    """Points per championship, and where each team's cars finished."""
+    points = np.asarray(points_of(jnp.asarray(results.place))) * np.array(WORTH)[:, None]
+    figure = Figure(figsize=(10.0, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    number = np.arange(1, len(points) + 1)
+    for colour, team, slots in (("C0", teams[0], of_first), ("C1", teams[1], ~of_first)):
+        total = points[..., slots].sum((1, 2))
+        left.plot(number, total, "o-", color=colour, label=f"{team}: mean {total.mean():.0f}")
+        places = np.bincount(results.place[..., slots].ravel(), minlength=2 * TEAM + 1)[1:]
+        side = -0.2 if colour == "C0" else 0.2
+        right.bar(np.arange(1, 2 * TEAM + 1) + side, places / places.sum(), 0.4, color=colour)
+    left.set_title("Points per championship")
+    left.set_xlabel("championship")
+    left.set_ylim(0.0, 140.0)
+    left.axhline(104.0, color="0.6", linewidth=0.8, linestyle="--")
+    left.axhline(52.0, color="0.6", linewidth=0.8, linestyle="--")
+    left.text(1.0, 105.0, "Sophy 104, humans 52 (2021)", fontsize=8, color="0.4")
+    left.legend(frameon=False, loc="lower right", fontsize=8)
+    right.set_title("Places of a team's cars")
+    right.set_xlabel("place")
+    right.set_ylabel("share")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def main(config: Championship) -> int:
+    teams = config.team_a, config.team_b
+    if not config.team_a:
+        raise UsageError("--team_a is missing: name a policy bundle's directory or scripted:LEVEL")
+    env = RaceEnv(race_config_of(teams, config.circuits))
+    began = time.monotonic()
+    sys.stderr.write(
+        f"{config.races} championships of {len(LAPS)} races on {', '.join(env.solo.circuits)}\n"
+    )
+    results, of_first = run_championships(env, teams, config.races, config.seed, config.penalty)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "races.jsonl").open("w", encoding="utf-8") as file:
+        for at in np.ndindex(results.place.shape[:2]):
+            race = {name: value[at].tolist() for name, value in results._asdict().items()}
+            circuit = env.solo.circuits[at[1] % len(env.solo.circuits)]
+            row = {"championship": at[0], "circuit": circuit, "laps": LAPS[at[1]], "result": race}
+            file.write(json.dumps(row) + "\n")
+    (out / "championship.png").write_bytes(encode_png(picture(results, of_first, teams)))
+    told = summary(results, of_first, teams)
+    if config.json:
+        print(json.dumps({**told, "seconds": round(time.monotonic() - began, 1)}))
+        return 0
+    for row in told.values():
+        print(row["who"])
+        for name, value in row.items():
+            if isinstance(value, dict):
+                shown = f"{value['mean']:8.3f}  ({value['low']:.3f} to {value['high']:.3f})"
+                print(f"  {name.replace('_', ' '):34} {shown}")
+        laps = ", ".join(f"{lap:.2f} s" for lap in row["fastest_laps"])
+        print(f"  {'fastest laps':34} {laps}")
+    print(f"{out / 'races.jsonl'}, {out / 'championship.png'}, {time.monotonic() - began:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    flags.main(main, Championship())

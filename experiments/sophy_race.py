@@ -1,0 +1,229 @@
+"""Sophy races: QR-SAC learns to drive a GT3 car among others, fast and fairly.
+
+    ./run train race
+    ./run train race --train.begin_from=runs/sophy_race --league.frozen=runs/sophy_race/policy \
+        --workdir=runs/second
+
+As in Wurman et al. 2022: every episode is one of several situations (`projects/sophy/scenarios`),
+each of which feeds a replay table with a fixed share of every batch, against opponents of a league:
+the learner himself, scripted drivers of all levels, policies frozen before. All cars that the
+learner drives learn. Actions are relative to the racing line (`env.solo.steering=line`).
+
+A fault costs what the reward says (`env.reward`); `any_collision`, `rear_end` and `unsporting` at 0
+are the driver without etiquette.
+
+The score is of races that are the same each time, half of the cars driven by the policy and half
+by scripted experts: the pace of the policy's cars as a share of the reference's, less 0.01 per step
+off course and 0.05 per contact that a steward blames them for.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from core_rl import flags
+from core_rl.env import State, named_obs
+from core_rl.launch import (
+    Experiment,
+    Outcome,
+    RunConfig,
+    check_seeds,
+    make_learner,
+    report_end,
+    run,
+)
+from core_rl.qr_sac import QRSACConfig
+from core_rl.report import CurveSpec, write_report
+from core_rl.tracking import read_record
+from core_rl.train import TrainConfig
+from core_rl.types import Agent, Metrics
+from experiments import sophy_report, sophy_time_trial
+from experiments.sophy_time_trial import EVALUATION_SEED
+from projects.sophy.drivers import level_of, scripted_actions
+from projects.sophy.driving import CONTROL_STEP
+from projects.sophy.league import LeagueConfig, LeagueRace
+from projects.sophy.observation import ObservationConfig
+from projects.sophy.race_env import RaceConfig, RaceEnv, race_of, with_start
+from projects.sophy.race_reward import RaceRewardConfig
+
+EVALUATION_RACES, EVALUATION_STEPS = 16, 600
+NUM_EPOCHS = 400
+
+
+@dataclasses.dataclass(frozen=True)
+class SophyRace:
+    env: RaceConfig = RaceConfig(
+        solo=dataclasses.replace(
+            sophy_time_trial.CONFIG.env,
+            circuit="larkspur,thimble",
+            traction_control=True,
+            antilock=True,
+            steering="line",
+            observation=ObservationConfig(racing_line=True),
+            episode_seconds=60.0,
+        ),
+        num_cars=4,
+        laps=0,
+        reward=RaceRewardConfig(unsporting=5.0),
+    )
+    league: LeagueConfig = LeagueConfig()
+    agent: QRSACConfig = dataclasses.replace(
+        sophy_time_trial.CONFIG.agent,
+        actor_obs=("state", "racing_line", "opponents"),
+        critic_obs=("state", "privileged_state", "racing_line", "opponents"),
+        smoothness=2.0,
+        anneal_updates=512 * NUM_EPOCHS * 9 // 10,
+        lr_decay_updates=512 * NUM_EPOCHS,
+        lr_final=0.05,
+        actor_average=0.999,
+    )
+    train: TrainConfig = TrainConfig(
+        num_envs=32,
+        steps_per_epoch=64,
+        num_epochs=NUM_EPOCHS,
+        replay_capacity=500_000,
+        tables=LeagueConfig().scenarios,
+    )
+    run: RunConfig = RunConfig(minutes=40.0, evaluate_every=20, checkpoint_every=50)
+    seed: int = 0  # root of all random numbers
+    num_seeds: int = 1  # seeds trained side by side in one program
+    workdir: str = "runs/sophy_race"  # the run's identity: the same again resumes it
+
+    def __post_init__(self):
+        check_seeds(self)
+
+
+CONFIG = SophyRace()
+
+CURVES = [
+    CurveSpec("Score", ("eval/score",), y_label="pace, less off-course steps and faults"),
+    CurveSpec("Pace", ("eval/pace", "eval/pace_scripted"), y_label="share of the reference's"),
+    CurveSpec("Faults", ("eval/faults", "eval/faults_scripted"), y_label="per car and minute"),
+    CurveSpec("Off course", ("eval/off_course_steps",), y_label="steps per car and minute"),
+    # What the time trial shows, but for what it evaluates.
+    *(
+        curve
+        for curve in sophy_report.CURVES
+        if not any(key.startswith("eval/") for key in curve.keys)
+    ),
+]
+
+
+def make_evaluation(env: RaceEnv, agent: Agent) -> Callable[[Any], Metrics]:
+    """Races in which the policy drives every other slot and scripted experts the rest."""
+    ours = jnp.arange(env.config.num_cars) % 2 == 0
+    experts = level_of(jnp.ones(env.config.num_cars))
+
+    def evaluate(agent_state: Any) -> Metrics:
+        def step(carry: tuple[State, Any], _: None):
+            state, policy_carry = carry
+            flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), named_obs(state))
+            action, policy_carry = agent.greedy(agent_state, policy_carry, flat)
+            scripted = jax.vmap(lambda race: scripted_actions(env, race, experts))(race_of(state))
+            action = jnp.where(ours[:, None], action.reshape(scripted.shape), scripted)
+            before = race_of(state)
+            state = jax.vmap(env.step)(state, action)
+            pace = state.metrics["distance"] / (before.drives.pace * CONTROL_STEP)
+            counts = ("off_course_steps", "wall_contact_steps", "contact_steps", "at_fault")
+            return (state, policy_carry), {
+                "pace": pace,
+                **{name: jnp.where(before.present, state.metrics[name], 0.0) for name in counts},
+            }
+
+        keys = jax.random.split(jax.random.key(EVALUATION_SEED), EVALUATION_RACES)
+        state = jax.vmap(env.reset)(keys)
+        carry = state, agent.carry(EVALUATION_RACES * env.config.num_cars)
+        (state, _), told = jax.lax.scan(step, carry, None, length=EVALUATION_STEPS)
+        per_car = {name: jnp.sum(value, 0) for name, value in told.items()}  # [N, M]
+        per_car["pace"] /= EVALUATION_STEPS
+
+        def of(mine: jax.Array, name: str) -> jax.Array:
+            return jnp.sum(per_car[name] * mine) / (jnp.sum(mine) * EVALUATION_RACES)
+
+        pace, faults = of(ours, "pace"), of(ours, "at_fault")
+        off_course = of(ours, "off_course_steps")
+        return {
+            "pace": pace,
+            "pace_scripted": of(~ours, "pace"),
+            "faults": faults,
+            "faults_scripted": of(~ours, "at_fault"),
+            "off_course_steps": off_course,
+            "wall_contact_steps": of(ours, "wall_contact_steps"),
+            "contact_steps": of(ours, "contact_steps"),
+            "score": pace - 0.01 * off_course - 0.05 * faults,
+        }
+
+    return evaluate
+
+
+def make_experiment(config: SophyRace) -> tuple[Experiment, RaceEnv]:
+    """Raises UserError for circuits, cars or opponents that do not exist or do not fit."""
+    env = RaceEnv(config.env)
+    league = LeagueRace(env, config.league)
+    agent, trainer = make_learner(config, league, config.env.solo.episode_length, league.membership)
+    calm = with_start(env, "rolling")
+    experiment = Experiment(
+        name="sophy_race",
+        command="./run train race",
+        config=config,
+        env=env,
+        agent=agent,
+        trainer=trainer,
+        evaluate=make_evaluation(calm, agent),
+        score="score",
+        describe=lambda row: (
+            f"{row['pace']:.1%} of the reference's pace (experts {row['pace_scripted']:.1%}), "
+            f"{row['faults']:.2f} faults (experts {row['faults_scripted']:.2f}) and "
+            f"{row['off_course_steps']:.1f} steps off course per car and minute"
+        ),
+        bundle_extra={"project": "sophy", "race": flags.to_dict(config.env)},
+    )
+    return experiment, env
+
+
+def write_race_report(outcome: Outcome) -> Path:
+    """Writes the report; returns its path."""
+    path = outcome.workdir / "report.html"
+    kept = max(outcome.rows, key=lambda row: row.get("eval/score", float("-inf")))
+    numbers = [
+        (name, f"{kept[f'eval/{key}']:.3f}", per)
+        for name, key, per in (
+            ("Pace", "pace", "share of the reference's"),
+            ("Pace of scripted experts", "pace_scripted", "share of the reference's"),
+            ("Faults", "faults", "contacts blamed on a car per minute"),
+            (
+                "Faults of scripted experts",
+                "faults_scripted",
+                "contacts blamed on a car per minute",
+            ),
+            ("Off course", "off_course_steps", "steps of 600 per car"),
+        )
+    ]
+    write_report(
+        path,
+        title="A race",
+        subtitle=f"QR-SAC, {outcome.epochs} epochs, {outcome.reason}",
+        command=outcome.continue_command,
+        record=read_record(outcome.workdir) or {},
+        numbers=numbers,
+        figures=[],
+        embedded_pages=[],
+        metrics=outcome.rows,
+        curves=CURVES,
+    )
+    return path
+
+
+def train(config: SophyRace) -> int:
+    experiment, _ = make_experiment(config)
+    outcome = run(experiment, config.workdir)
+    report_end(outcome, write_race_report(outcome))
+    return outcome.exit_code
+
+
+if __name__ == "__main__":
+    flags.main(train, CONFIG)

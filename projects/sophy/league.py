@@ -1,0 +1,154 @@
+"""A league of drivers: who sits in the slots of a race that the learner does not drive.
+
+`LeagueRace` is a race in which every episode draws a situation (`scenarios`) and a driver for each
+opponent: the learner himself, a scripted driver of drawn skill (`drivers`), or a policy that was
+frozen in a bundle. Their actions replace those that are handed in for their slots, and
+`State.info["action"]` tells what was done.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from core_rl.env import State, Wrapper, named_obs
+from core_rl.errors import UserError
+from core_rl.policy import Policy, load_policy
+from core_rl.types import Obs
+from projects.sophy.drivers import level_of, scripted_actions
+from projects.sophy.race_env import RaceEnv, race_of
+from projects.sophy.scenarios import SCENARIOS, draw_setting, origins, table
+
+LEARNER, SCRIPTED, FROZEN = 0, 1, 2  # the drivers; frozen policies count on from FROZEN
+
+
+@dataclasses.dataclass(frozen=True)
+class LeagueConfig:
+    scenarios: tuple[tuple[str, float], ...] = (
+        ("alone", 0.15),
+        ("duel", 0.15),
+        ("grid", 0.15),
+        ("pack", 0.15),
+        ("slow_ahead", 0.1),
+        ("slipstream", 0.1),
+        ("corner", 0.1),
+        ("attacked", 0.05),
+        ("rejoin", 0.05),
+    )  # how often episodes are which of them
+    self_play: float = 0.5  # share of opponents that the learner drives himself
+    skill: tuple[float, float] = (0.0, 1.0)  # of scripted opponents, 0 beginner to 1 expert
+    frozen: tuple[str, ...] = ()  # policy bundles that drive a part of the rest
+    frozen_share: float = 0.5  # that part
+
+    def __post_init__(self):
+        for name, share in self.scenarios:
+            if name not in SCENARIOS:
+                allowed = ", ".join(SCENARIOS)
+                raise ValueError(f"scenarios: there is none named {name!r}; allowed are {allowed}")
+            if not share > 0:
+                raise ValueError(f"scenarios: the share of {name} must be positive, got {share}")
+        if not self.scenarios:
+            raise ValueError("scenarios: name at least one")
+        for name in ("self_play", "frozen_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+
+
+class LeagueRace(Wrapper):
+    """See the module's text. `State.info` holds `scenario` [], the number in the configuration's
+    list, and of each slot [M] `driver`, `skill` and `action`.
+
+    Raises UserError for a frozen policy that cannot drive this race.
+    """
+
+    def __init__(self, env: RaceEnv, config: LeagueConfig):
+        if env.solo.config.steering != "line":
+            raise UserError("--env.solo.steering: a league races with steering=line")
+        super().__init__(env)
+        self.race, self.league = env, config
+        self.names = tuple(name for name, _ in config.scenarios)
+        self.table = table(self.names)
+        shares = np.array([share for _, share in config.scenarios])
+        self.chances = jnp.asarray(shares / shares.sum(), jnp.float32)
+        self.origins = origins(env)
+        self.frozen = [load_racer(path, env) for path in config.frozen]
+
+    def reset(self, rng: Array) -> State:
+        keys = jax.random.split(rng, 6)
+        scenario = jax.random.choice(keys[0], len(self.names), p=self.chances)
+        row = jax.tree.map(lambda leaf: leaf[scenario], self.table)
+        state = self.race.start(*draw_setting(self.race, row, self.origins, keys[1]))
+        shape, config = (self.race.config.num_cars,), self.league
+        learner = jax.random.uniform(keys[2], shape) < config.self_play * ~row.scripted
+        driver = jnp.where(learner, LEARNER, SCRIPTED)
+        if self.frozen:
+            which = jax.random.randint(keys[3], shape, FROZEN, FROZEN + len(self.frozen))
+            is_frozen = jax.random.uniform(keys[4], shape) < config.frozen_share * ~row.scripted
+            driver = jnp.where(~learner & is_frozen, which, driver)
+        driver = driver.at[0].set(LEARNER)
+        # A scenario's own bounds are shares of the league's.
+        (low, high), (lowest, highest) = row.skill, config.skill
+        skill = low + (high - low) * jax.random.uniform(keys[5], shape)
+        info = {
+            "scenario": scenario,
+            "driver": driver,
+            "skill": lowest + (highest - lowest) * skill,
+            "action": jnp.zeros((*shape, self.action_size)),
+        }
+        return state.replace(info=info)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def step(self, state: State, action: Array) -> State:
+        driver = state.info["driver"][:, None]
+        scripted = scripted_actions(self.race, race_of(state), level_of(state.info["skill"]))
+        action = jnp.where(driver == SCRIPTED, scripted, action)
+        for number, racer in enumerate(self.frozen):
+            action = jnp.where(driver == FROZEN + number, racer(named_obs(state)), action)
+        state = self.race.step(state, action)
+        return state.replace(info={**state.info, "action": action})  # pyright: ignore[reportAttributeAccessIssue]
+
+    def membership(self, states: State) -> dict[str, Array]:
+        """Replay tables by scenario: states [N] to bool [R], where the learner drives a car that
+        has not left the race."""
+        learns = race_of(states).present & (states.info["driver"] == LEARNER)
+        return {
+            name: (learns & (states.info["scenario"] == number)[:, None]).reshape(-1)
+            for number, name in enumerate(self.names)
+        }
+
+
+def load_racer(path: str | Path, env: RaceEnv) -> Callable[[Obs], Array]:
+    """The frozen policy of a bundle as a function of observations [M, ...].
+
+    Raises UserError where it does not fit the race: other observations or actions.
+    """
+    policy = load_policy(path)
+    check_racer(policy, str(path), env)
+    return lambda obs: policy.apply(policy.params, obs)
+
+
+def check_racer(policy: Policy, name: str, env: RaceEnv) -> None:
+    """Raises UserError with one line where a policy was trained for another kind of race."""
+    offered = env.observation_size
+    for entry, described in policy.manifest["observation"].items():
+        wanted = described["shape"][-1]
+        if entry not in offered:
+            raise UserError(
+                f"policy {name}: it needs the observation {entry!r}, this race offers "
+                f"{', '.join(offered)}"
+            )
+        if offered[entry] != wanted:
+            raise UserError(
+                f"policy {name}: its observation {entry!r} has {wanted} entries, in this race it "
+                f"has {offered[entry]}: it was trained with other features"
+            )
+    extra = policy.manifest["extra"]
+    trained = extra["race"]["solo"] if "race" in extra else extra.get("env", {})
+    if (steering := trained.get("steering")) != env.solo.config.steering:
+        raise UserError(
+            f"policy {name}: its actions are steering={steering}, the race's are "
+            f"steering={env.solo.config.steering}"
+        )

@@ -1,0 +1,121 @@
+"""What came of races: they are driven to the flag, classified and counted.
+
+Contacts, blame and overtakes are per car; a penalty is seconds added at the flag for every contact
+of medium or heavy severity that the stewards blame a car for.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from core_rl.env import State
+from projects.sophy.driving import CONTROL_STEP
+from projects.sophy.race_env import CONTACT_ENDS, RaceEnv, RaceState, classification, race_of
+
+SLOWEST, WAIT = 2.0, 60.0  # a race is broken off after so many reference laps' times and [s]
+POINTS = (10, 8, 6, 5, 4, 3, 2, 1)  # by place (Gran Turismo Sophy's Race Together events, 2021)
+
+
+class Results(NamedTuple):
+    """Of one race; leaves [M] unless said otherwise."""
+
+    place: Array  # int32, 1 the first, penalties counted; empty slots come last
+    time: Array  # to the flag with penalties, 0 where it was not reached [s]
+    distance: Array  # from the line [m]
+    laps: Array  # int32, completed
+    fastest_lap: Array  # flying, 0 where there was none [s]
+    overtakes: Array  # int32, opponents that a car was behind and then ahead of, on the road
+    contacts: Array  # int32, begun
+    faults: Array  # [M, 3] int32, contacts that it was blamed for: light, medium, heavy
+    penalty: Array  # [s]
+    off_course_steps: Array
+    wall_contact_steps: Array
+    retired: Array  # bool
+
+
+class _Counts(NamedTuple):
+    fastest_lap: Array
+    overtakes: Array
+    contacts: Array
+    off_course_steps: Array
+    wall_contact_steps: Array
+
+
+def drive_races(
+    env: RaceEnv, act: Callable[[State], Array], states: State, penalty: float = 5.0
+) -> Results:
+    """Races [N] from their starts to the flag, all at once; leaves [N, M].
+
+    Args:
+      act: what all slots do in races [N]: [N, M, 2].
+      penalty: seconds per medium or heavy contact that a car is blamed for.
+    """
+    first = race_of(states)
+    length = jax.vmap(lambda circuit: env.solo.track_of(circuit).length)(first.drives.circuit[:, 0])
+    slowest = jnp.max(length[:, None] / first.drives.pace, axis=1)
+    most = (SLOWEST * slowest * (first.laps + 1) + WAIT) / CONTROL_STEP
+    none = jnp.zeros(first.present.shape, jnp.int32)
+    begin = _Counts(jnp.zeros(none.shape), none, none, none, none)
+
+    def goes_on(carry: tuple[State, _Counts, Array]) -> Array:
+        return jnp.any(jnp.any(race_of(carry[0]).present, axis=1) & (carry[2] < most))
+
+    def advance(carry: tuple[State, _Counts, Array]):
+        states, counts, steps = carry
+        after = jax.vmap(env.step)(states, act(states))
+        # What happens after a race was broken off counts for nothing.
+        on_time = (steps < most)[:, None]
+        counts = jax.vmap(_count)(race_of(states), race_of(after), counts, on_time)
+        return after, counts, steps + 1
+
+    states, counts, _ = jax.lax.while_loop(goes_on, advance, (states, begin, jnp.int32(0)))
+    return jax.vmap(_conclude, (0, 0, None))(race_of(states), counts, penalty)
+
+
+def _count(before: RaceState, after: RaceState, counts: _Counts, on_time: Array) -> _Counts:
+    """Leaves [M]."""
+    takes_part = before.present & on_time
+    both = takes_part & takes_part[:, None]
+    behind = before.distance[None] > before.distance[:, None]
+    passed = both & behind & (after.distance[None] < after.distance[:, None])
+    begins = (after.meetings.contact > 0.0) & (before.stewarding.apart > CONTACT_ENDS)
+    lap_time = jnp.where(takes_part, after.drives.lap_time, 0.0)
+    quicker = (lap_time > 0.0) & ((counts.fastest_lap == 0.0) | (lap_time < counts.fastest_lap))
+    return _Counts(
+        fastest_lap=jnp.where(quicker, lap_time, counts.fastest_lap),
+        overtakes=counts.overtakes + jnp.sum(passed, axis=1),
+        contacts=counts.contacts + jnp.sum(begins & both, 0) + jnp.sum(begins & both, 1),
+        off_course_steps=counts.off_course_steps + (takes_part & (after.drives.off_course > 0.0)),
+        wall_contact_steps=counts.wall_contact_steps
+        + (takes_part & (after.drives.wall_contact > 0.0)),
+    )
+
+
+def _conclude(race: RaceState, counts: _Counts, penalty: float) -> Results:
+    faults = race.stewarding.faults
+    seconds = penalty * jnp.sum(faults[:, 1:], axis=1)
+    finished = race.finish_time > 0.0
+    time = jnp.where(finished, race.finish_time + seconds, 0.0)
+    return Results(
+        place=classification(race.replace(finish_time=time)),  # pyright: ignore[reportAttributeAccessIssue]
+        time=time,
+        distance=race.distance,
+        laps=jnp.maximum(race.drives.laps_begun - 1, 0),
+        fastest_lap=counts.fastest_lap,
+        overtakes=counts.overtakes,
+        contacts=counts.contacts,
+        faults=faults,
+        penalty=seconds,
+        off_course_steps=counts.off_course_steps,
+        wall_contact_steps=counts.wall_contact_steps,
+        retired=race.retired,
+    )
+
+
+def points_of(place: Array) -> Array:
+    """Points [...] of places [...], 1 the first; beyond the list there are none."""
+    table = jnp.asarray((*POINTS, 0), jnp.int32)
+    return table[jnp.minimum(place - 1, len(POINTS))]

@@ -1,0 +1,172 @@
+"""Situations of a race, who drives in them, and what came of races."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from core_rl.errors import UserError
+from projects.sophy.drivers import LEVELS, level_of, scripted_actions
+from projects.sophy.league import LEARNER, SCRIPTED, LeagueConfig, LeagueRace
+from projects.sophy.race_env import RaceConfig, RaceEnv
+from projects.sophy.results import drive_races, points_of
+from projects.sophy.scenarios import SCENARIOS, draw_setting, origins, table
+from projects.sophy.time_trial import TimeTrialConfig
+
+NUM = 6
+SOLO = TimeTrialConfig(
+    circuit="copperbowl", steering="line", substeps=10, traction_control=True, antilock=True
+)
+
+
+@pytest.fixture(scope="module")
+def env():
+    return RaceEnv(RaceConfig(solo=SOLO, num_cars=NUM, laps=0))
+
+
+@pytest.fixture(scope="module")
+def settings(env):
+    """64 settings of every scenario, leaves [K, 64, ...]."""
+    places, keys = origins(env), jax.random.split(jax.random.key(5), 64)
+    draw = jax.vmap(lambda row, key: draw_setting(env, row, places, key), (None, 0))
+    rows = table(tuple(SCENARIOS))
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(draw, (0, None)))(rows, keys))
+
+
+def of(settings, name):
+    return jax.tree.map(lambda leaf: leaf[list(SCENARIOS).index(name)], settings)
+
+
+def test_situations_are_what_they_are_called(env, settings):
+    length = float(env.solo.track.length)
+    for name, scenario in SCENARIOS.items():
+        drawn = of(settings, name)
+        size = drawn.present.sum(1)
+        assert size.min() == scenario.cars[0] and size.max() == min(scenario.cars[1], NUM)
+        for distance, present in zip(drawn.distance, drawn.present, strict=True):
+            gaps = -np.diff(-np.sort(-distance[present]))
+            low, high = scenario.gap
+            assert (gaps >= low - 1e-3).all() and (gaps <= high + 1e-3).all()
+        ahead = (drawn.distance[:, :1] < drawn.distance) & drawn.present
+        assert not (name in ("attacked", "rejoin") and ahead.any())
+        assert name not in ("slow_ahead", "slipstream") or (ahead.sum(1) == size - 1).all()
+    np.testing.assert_array_equal(of(settings, "grid").origin, 0.0)
+    np.testing.assert_array_equal(of(settings, "grid").speed_share, 0.0)
+    assert (np.abs(of(settings, "rejoin").share[:, 0]) > 1.0).all()
+    side_by_side = of(settings, "corner").share[:, :2]
+    assert (side_by_side[:, 0] * side_by_side[:, 1] < 0.0).all()
+    # Slipstreams begin where the reference lap is fast, corners where it will soon be slow.
+    lap = jax.tree.map(np.asarray, env.solo.reference)
+
+    def speed_at(s):
+        return np.interp(s % length, lap.s, lap.speed)
+
+    straight = of(settings, "slipstream").origin
+    assert speed_at(straight + 250.0).min() > np.quantile(lap.speed, 0.5)
+    corner = of(settings, "corner").origin
+    assert (speed_at(corner + 150.0) < speed_at(corner) - 3.0).all()
+
+
+def test_skills_are_between_and_beyond_the_levels():
+    levels = np.stack(level_of(jnp.array([0.0, 0.25, 0.125, 1.0, -0.5, 5.0])), axis=1)
+    rows = np.array(list(LEVELS.values()))
+    np.testing.assert_allclose(levels[0], rows[0], atol=1e-6)
+    np.testing.assert_allclose(levels[1], rows[1], atol=1e-6)
+    np.testing.assert_allclose(levels[2], (rows[0] + rows[1]) / 2, atol=1e-6)
+    np.testing.assert_allclose(levels[3], rows[-1], atol=1e-6)
+    np.testing.assert_allclose(levels[4], 3 * rows[0] - 2 * rows[1], atol=1e-5)
+    np.testing.assert_allclose(levels[5], level_of(jnp.float32(1.5)), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def league(env):
+    shares = tuple((name, 1.0) for name in SCENARIOS)
+    return LeagueRace(env, LeagueConfig(scenarios=shares))
+
+
+def test_the_learner_drives_his_slots_and_others_do_as_they_like(league):
+    states = jax.jit(jax.vmap(league.reset))(jax.random.split(jax.random.key(2), 32))
+    driver = np.asarray(states.info["driver"])
+    assert (driver[:, 0] == LEARNER).all()
+    assert 0.35 < (driver[:, 1:] == LEARNER).mean() < 0.55  # half, but none in slow_ahead
+    slow = np.asarray(states.info["scenario"]) == list(SCENARIOS).index("slow_ahead")
+    assert slow.any() and (driver[slow, 1:] == SCRIPTED).all()
+    assert (np.asarray(states.info["skill"])[slow] < 0.0).all()
+
+    asked = jnp.full((32, NUM, 2), 0.3)
+    after = jax.jit(jax.vmap(league.step))(states, asked)
+    assert jax.tree.structure(after) == jax.tree.structure(states)
+    done = np.asarray(after.info["action"])
+    np.testing.assert_array_equal(done[driver == LEARNER], np.float32(0.3))
+    assert (np.abs(done[driver == SCRIPTED] - 0.3).max(1) > 1e-3).mean() > 0.95
+
+    member = {name: np.asarray(value) for name, value in league.membership(after).items()}
+    learns = np.asarray(after.pipeline_state.present) & (driver == LEARNER)
+    np.testing.assert_array_equal(sum(member.values()), learns.reshape(-1))
+    np.testing.assert_array_equal(member["slow_ahead"], (learns & slow[:, None]).reshape(-1))
+
+
+def test_races_are_driven_to_the_flag_and_counted(env):
+    # Two scripted cars for one lap of copperbowl: the faster one starts last and wins.
+    skill = level_of(jnp.array([0.0, 1.0, 0.0, 0.0, 0.0, 0.0]))
+    present = jnp.arange(NUM) < 2
+    start = env.start(
+        jnp.int32(0),
+        present,
+        jnp.zeros(()),
+        jnp.array([-8.0, -40.0, -60.0, -70.0, -80.0, -90.0]),
+        jnp.array([0.4, -0.4, 0.4, -0.4, 0.4, -0.4]),
+        jnp.full(NUM, 0.5),
+    )
+    race = dataclasses.replace(start.pipeline_state, laps=jnp.int32(2))
+    states = jax.tree.map(lambda leaf: leaf[None], start.replace(pipeline_state=race))
+
+    def act(states):
+        return jax.vmap(lambda race: scripted_actions(env, race, skill))(states.pipeline_state)
+
+    driven = jax.jit(drive_races, static_argnums=(0, 1))(env, act, states)
+    results = jax.tree.map(lambda leaf: leaf[0], driven)
+    np.testing.assert_array_equal(results.place[:2], [2, 1])
+    np.testing.assert_array_equal(results.laps[:2], [2, 2])
+    np.testing.assert_array_equal(results.time[2:], 0.0)
+    assert results.overtakes[1] >= 1 and results.time[1] < results.time[0]
+    # The second lap is the flying one; the rest of the race took longer.
+    reference = float(env.solo.reference.lap_time)
+    assert 0.9 * reference < results.fastest_lap[1] < 0.5 * results.time[1]
+    seconds = 5.0 * np.asarray(results.faults)[:, 1:].sum(1)
+    np.testing.assert_array_equal(results.penalty, seconds)
+
+
+def test_points_are_those_of_race_together():
+    points = np.asarray(points_of(jnp.arange(1, 12)))
+    np.testing.assert_array_equal(points, [10, 8, 6, 5, 4, 3, 2, 1, 0, 0, 0])
+    # Three races, the last counting double: 156 in all, as 104 and 52 are.
+    assert 4 * points.sum() == 104 + 52
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scenarios": (("overtake", 1.0),)}, "scenarios: there is none named 'overtake'"),
+        ({"scenarios": (("duel", 0.0),)}, "the share of duel must be positive"),
+        ({"scenarios": ()}, "name at least one"),
+        ({"self_play": 1.5}, r"self_play must be in \[0, 1\]"),
+    ],
+)
+def test_a_league_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        LeagueConfig(**changes)
+
+
+def test_policies_of_another_kind_are_refused_in_a_line():
+    solo = dataclasses.replace(SOLO, circuit="copperbowl")
+    delta = RaceEnv(RaceConfig(solo=dataclasses.replace(solo, steering="delta"), num_cars=2))
+    with pytest.raises(UserError, match="a league races with steering=line"):
+        LeagueRace(delta, LeagueConfig())
+    line = RaceEnv(RaceConfig(solo=solo, num_cars=2))
+    with pytest.raises(UserError, match="time_trial: its actions are steering=delta"):
+        LeagueRace(line, LeagueConfig(frozen=("projects/sophy/policies/time_trial",)))
+    with pytest.raises(UserError, match="garage: it needs the observation 'surface'"):
+        LeagueRace(line, LeagueConfig(frozen=("projects/sophy/policies/garage",)))
