@@ -63,7 +63,7 @@ class Championship:
             raise ValueError(f"penalty must not be negative, got {self.penalty}")
 
 
-def race_config_of(teams: tuple[str, str], circuits: str) -> RaceConfig:
+def race_config_of(teams: tuple[str, ...], circuits: str) -> RaceConfig:
     """The race that a policy among the teams was trained for, with eight cars from a grid."""
     config = sophy_race.CONFIG.env
     for team in teams:

@@ -286,6 +286,9 @@ def main(config: Matrix) -> int:
                     f"{np.mean([one['clean'] for one in cells]):.0%} clean",
                     file=sys.stderr,
                 )
+    # In the order of the lists, however the cells finished.
+    place = {key: number for number, key in enumerate(wanted)}
+    cells.sort(key=lambda cell: place[cell["circuit"], cell["car"], cell["compound"]])
     result = {**summary(cells), "seconds": round(time.monotonic() - began, 1)}
     (out / "matrix.png").write_bytes(encode_png(picture(cells)))
     if config.json:

@@ -103,7 +103,8 @@ def _conclude(race: RaceState, counts: _Counts, penalty: float) -> Results:
         place=classification(race.replace(finish_time=time)),  # pyright: ignore[reportAttributeAccessIssue]
         time=time,
         distance=race.distance,
-        laps=jnp.maximum(race.drives.laps_begun - 1, 0),
+        # An empty slot is simulated on.
+        laps=jnp.clip(race.drives.laps_begun - 1, 0, race.laps),
         fastest_lap=counts.fastest_lap,
         overtakes=counts.overtakes,
         contacts=counts.contacts,

@@ -1,0 +1,171 @@
+"""Exams of a racing driver: the situations of `projects/sophy/scenarios`, each with a pass mark.
+
+    ./run python -m experiments.sophy_exams --policy=DIR
+    ./run python -m experiments.sophy_exams --policy=scripted:expert --json
+
+Every situation is drawn `settings` times, the same ones for everybody, and lasts `SECONDS`; the
+others in it are scripted drivers. A setting is passed without a contact that the stewards blame the
+driver for, with few steps off course, and with what the situation asks for (`EXAMS`).
+"""
+
+import dataclasses
+import json
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from core_rl import flags
+from core_rl.env import State
+from core_rl.errors import UsageError
+from experiments.sophy_championship import race_config_of, racer
+from projects.sophy.driving import CONTROL_STEP
+from projects.sophy.league import LeagueConfig, LeagueRace
+from projects.sophy.race_env import RaceEnv, race_of
+from projects.sophy.scenarios import SCENARIOS
+
+EXAM_SEED = 9_500_000  # settings; training and selection never see them
+SECONDS = 30.0
+GRACE = 5.0  # in which being off course does not count, for whoever starts there [s]
+
+
+class Exam(NamedTuple):
+    """What a setting asks for, and which share of settings must be passed."""
+
+    gain: float  # places, at least
+    pace: float  # the reference's time for the same way over the driver's, at least
+    off_course_steps: int = 2  # after the grace, at most
+    pass_mark: float = 0.9
+
+
+EXAMS: dict[str, Exam] = {
+    "alone": Exam(0, 0.95, pass_mark=0.95),
+    "duel": Exam(0, 0.85),
+    "grid": Exam(0, 0.6, pass_mark=0.8),
+    "pack": Exam(0, 0.8, pass_mark=0.8),
+    "slow_ahead": Exam(1, 0.75),
+    "slipstream": Exam(1, 0.85, pass_mark=0.7),
+    "corner": Exam(0, 0.85),
+    "attacked": Exam(-1, 0.85),
+    "rejoin": Exam(-4, 0.7),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Exams:
+    policy: str = ""  # directory of a policy bundle, or scripted:LEVEL
+    circuits: str = ""  # empty: as the policy was trained
+    only: tuple[str, ...] = ()  # which exams; none: all
+    settings: int = 64  # of each
+    json: bool = False  # print one JSON object
+
+    def __post_init__(self):
+        if self.settings < 1:
+            raise ValueError(f"settings must be at least 1, got {self.settings}")
+        for name in self.only:
+            if name not in EXAMS:
+                raise ValueError(f"only: no exam {name!r}; allowed are {', '.join(EXAMS)}")
+
+
+class Sat(NamedTuple):
+    """What came of settings [N], for the driver who is examined."""
+
+    gain: jax.Array  # places
+    pace: jax.Array
+    off_course_steps: jax.Array
+    faults: jax.Array
+    contacts: jax.Array  # control steps in contact
+
+
+def sit(league: LeagueRace, env: RaceEnv, policy: str, num_settings: int) -> Sat:
+    """The league's only situation; slot 0 is driven by `policy`, the others as it drew."""
+    act = racer(policy, env)
+    num_steps = round(SECONDS / CONTROL_STEP)
+
+    def place(state: State) -> jax.Array:
+        race = race_of(state)
+        return jnp.sum(race.present & (race.distance > race.distance[0]))
+
+    def reference_time(state: State) -> jax.Array:
+        """When the reference would be where the driver is [s]."""
+        drive = jax.tree.map(lambda leaf: leaf[0], race_of(state).drives)
+        references = env.solo.references
+        row = references.row[drive.car_index], drive.circuit
+        lap = jax.tree.map(lambda leaf: leaf[row], references.laps)
+        length = env.solo.track_of(drive.circuit).length
+        # The last station's way to the first belongs to the lap.
+        s = jnp.append(lap.s, length)
+        return drive.crossings * lap.lap_time + jnp.interp(
+            drive.s, s, jnp.append(lap.time, lap.lap_time)
+        )
+
+    def one(key: jax.Array) -> Sat:
+        begin = league.reset(key)
+
+        def step(state: State, number: jax.Array):
+            state = league.step(state, act(state))
+            metrics = state.metrics
+            late = number >= GRACE / CONTROL_STEP
+            return state, (
+                late * metrics["off_course_steps"][0],
+                metrics["contact_steps"][0],
+            )
+
+        end, (off_course, contact) = jax.lax.scan(step, begin, jnp.arange(num_steps))
+        return Sat(
+            gain=place(begin) - place(end),
+            pace=(reference_time(end) - reference_time(begin)) / SECONDS,
+            off_course_steps=jnp.sum(off_course),
+            faults=jnp.sum(race_of(end).stewarding.faults[0]),
+            contacts=jnp.sum(contact),
+        )
+
+    keys = jax.random.split(jax.random.key(EXAM_SEED), num_settings)
+    return jax.device_get(jax.jit(jax.vmap(one))(keys))
+
+
+def judge_exam(exam: Exam, sat: Sat) -> dict[str, Any]:
+    passed = (
+        (sat.faults == 0)
+        & (sat.off_course_steps <= exam.off_course_steps)
+        & (sat.gain >= exam.gain)
+        & (sat.pace >= exam.pace)
+    )
+    share = float(np.mean(passed))
+    return {
+        "passed": share >= exam.pass_mark,
+        "share": share,
+        "pass_mark": exam.pass_mark,
+        **{name: float(np.mean(value)) for name, value in sat._asdict().items()},
+    }
+
+
+def main(config: Exams) -> int:
+    if not config.policy:
+        raise UsageError("--policy is missing: name a policy bundle's directory or scripted:LEVEL")
+    env = RaceEnv(dataclasses.replace(race_config_of((config.policy,), config.circuits), laps=0))
+    rows = {}
+    for name in config.only or tuple(SCENARIOS):
+        # The driver's own slot is the league's learner; nobody else is.
+        league = LeagueRace(env, LeagueConfig(scenarios=((name, 1.0),), self_play=0.0))
+        rows[name] = judge_exam(EXAMS[name], sit(league, env, config.policy, config.settings))
+        if not config.json:
+            row = rows[name]
+            print(
+                f"{name:<12} {'passed' if row['passed'] else 'failed'}  "
+                f"{row['share']:4.0%} of settings (mark {row['pass_mark']:.0%})  "
+                f"places {row['gain']:+.2f}  pace {row['pace']:.3f}  "
+                f"faults {row['faults']:.2f}  off course {row['off_course_steps']:.1f}",
+                flush=True,
+            )
+    if config.json:
+        print(json.dumps(rows))
+    else:
+        sys.stdout.write(f"{sum(row['passed'] for row in rows.values())} of {len(rows)} passed\n")
+    return 0
+
+
+if __name__ == "__main__":
+    flags.main(main, Exams())

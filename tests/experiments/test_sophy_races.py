@@ -1,0 +1,95 @@
+"""Championships and exams as a user starts them, with scripted drivers and with wrong input."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from core_rl.errors import UserError
+from experiments import sophy_championship, sophy_exams
+from experiments.sophy_championship import LAPS, Championship
+from experiments.sophy_exams import EXAMS, Exam, Exams, Sat, judge_exam
+from projects.sophy.scenarios import SCENARIOS
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory):
+    out = tmp_path_factory.mktemp("championship")
+    config = Championship(
+        "scripted:expert", "scripted:beginner", "copperbowl", races=2, out=str(out)
+    )
+    assert sophy_championship.main(config) == 0
+    return out, [json.loads(line) for line in (out / "races.jsonl").read_text().splitlines()]
+
+
+def test_experts_beat_beginners_and_all_points_are_given(played):
+    out, races = played
+    assert [race["laps"] for race in races] == [*LAPS, *LAPS]
+    # As they were told: 39 points a race, the last one twice.
+    points = np.array([10, 8, 6, 5, 4, 3, 2, 1])
+    worth = np.array([1, 1, 2])
+    totals = np.zeros(2)
+    for number, race in enumerate(races):
+        result = race["result"]
+        assert sorted(result["place"]) == list(range(1, 9))
+        finished = np.array(result["time"]) > 0.0
+        assert (np.array(result["laps"])[finished] == race["laps"]).all()
+        each = points[np.array(result["place"]) - 1] * worth[number % 3]
+        totals += [each[:4].sum(), each[4:].sum()]
+    assert totals.sum() == 2 * 156
+    assert totals[0] > 1.5 * totals[1]
+    assert (out / "championship.png").stat().st_size > 5_000
+
+
+def test_every_situation_is_an_exam():
+    assert list(EXAMS) == list(SCENARIOS)
+
+
+def test_a_setting_is_passed_only_with_everything_in_order():
+    exam = Exam(gain=1, pace=0.9, off_course_steps=2, pass_mark=0.5)
+    sat = Sat(
+        gain=jnp.array([1, 0, 1, 1, 1, 2]),
+        pace=jnp.array([0.9, 1.0, 0.8, 1.0, 1.0, 1.0]),
+        off_course_steps=jnp.array([2, 0, 0, 3, 0, 0]),
+        faults=jnp.array([0, 0, 0, 0, 1, 0]),
+        contacts=jnp.zeros(6),
+    )
+    judged = judge_exam(exam, sat)
+    assert judged["share"] == pytest.approx(2 / 6) and not judged["passed"]
+    assert judge_exam(exam._replace(pass_mark=0.33), sat)["passed"]
+
+
+def test_a_beginner_does_not_pass_the_exam_of_passing(capsys):
+    config = Exams("scripted:beginner", "copperbowl", only=("slow_ahead",), settings=4, json=True)
+    assert sophy_exams.main(config) == 0
+    row = json.loads(capsys.readouterr().out)["slow_ahead"]
+    assert set(row) >= {"passed", "share", "gain", "pace", "faults"}
+    assert 0.4 < row["pace"] < 1.0
+
+
+@pytest.mark.parametrize(
+    ("main", "config", "message"),
+    [
+        (sophy_championship.main, Championship(), "--team_a is missing"),
+        (
+            sophy_championship.main,
+            Championship("scripted:champion", circuits="copperbowl"),
+            "there is no level 'champion'; allowed are beginner, amateur",
+        ),
+        (
+            sophy_championship.main,
+            Championship("projects/sophy/policies/time_trial", circuits="copperbowl"),
+            "time_trial: its actions are steering=delta, the race's are steering=line",
+        ),
+        (sophy_exams.main, Exams(), "--policy is missing"),
+    ],
+)
+def test_wrong_input_is_one_line(main, config, message):
+    with pytest.raises(UserError, match=message):
+        main(config)
+
+
+def test_an_exam_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="no exam 'overtake'; allowed are alone, duel"):
+        Exams(only=("overtake",))
