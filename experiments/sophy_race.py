@@ -68,7 +68,7 @@ class SophyRace:
         ),
         num_cars=4,
         laps=0,
-        reward=RaceRewardConfig(unsporting=5.0),
+        reward=RaceRewardConfig(unsporting=20.0),
     )
     league: LeagueConfig = LeagueConfig()
     agent: QRSACConfig = dataclasses.replace(

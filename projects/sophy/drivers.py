@@ -21,8 +21,8 @@ from projects.sophy.race import gaps, opponents_of
 from projects.sophy.race_env import RaceEnv, RaceState
 from projects.sophy.racing_line import along
 
-ASIDE = 1.5  # speed at which one goes aside for others [m/s]
-OFF_LINE, SLOWEST_OFF_LINE = 0.03, 0.15  # speed given up per metre off the line [1/m], at most
+ASIDE = 2.5  # speed at which one goes aside for others [m/s]
+OFF_LINE, SLOWEST_OFF_LINE = 0.08, 0.3  # speed given up per metre off the line [1/m], at most
 MARGIN = 0.2  # from the wheels to the white lines [m]
 
 

@@ -10,7 +10,7 @@ import pytest
 from core_rl.errors import UserError
 from projects.sophy.drivers import LEVELS, level_of, scripted_actions
 from projects.sophy.league import LEARNER, SCRIPTED, LeagueConfig, LeagueRace
-from projects.sophy.race_env import RaceConfig, RaceEnv
+from projects.sophy.race_env import RaceConfig, RaceEnv, race_of
 from projects.sophy.results import drive_races, points_of
 from projects.sophy.scenarios import SCENARIOS, draw_setting, origins, table
 from projects.sophy.time_trial import TimeTrialConfig
@@ -137,6 +137,22 @@ def test_races_are_driven_to_the_flag_and_counted(env):
     assert 0.9 * reference < results.fastest_lap[1] < 0.5 * results.time[1]
     seconds = 5.0 * np.asarray(results.faults)[:, 1:].sum(1)
     np.testing.assert_array_equal(results.penalty, seconds)
+
+
+def test_a_scripted_field_of_twenty_finishes_ten_laps_without_a_pile_up():
+    env = RaceEnv(RaceConfig(solo=SOLO, num_cars=20, laps=10))
+    levels = level_of(jnp.linspace(0.0, 1.0, 20))
+
+    def act(states):
+        return jax.vmap(lambda race: scripted_actions(env, race, levels))(race_of(states))
+
+    states = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(1), 1))
+    results = jax.jit(drive_races, static_argnums=(0, 1))(env, act, states)
+    assert not results.retired.any()
+    assert (results.time > 0.0).all() and (results.laps == 10).all()
+    assert results.overtakes.sum() > 20
+    # Medium and heavy contacts with blame, per car and lap.
+    assert results.faults[..., 1:].sum() / 200.0 < 0.2
 
 
 def test_points_are_those_of_race_together():
