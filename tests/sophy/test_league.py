@@ -140,7 +140,8 @@ def test_races_are_driven_to_the_flag_and_counted(env):
 
 
 def test_a_scripted_field_of_twenty_finishes_ten_laps_without_a_pile_up():
-    env = RaceEnv(RaceConfig(solo=SOLO, num_cars=20, laps=10))
+    solo = dataclasses.replace(SOLO, circuit="larkspur")
+    env = RaceEnv(RaceConfig(solo=solo, num_cars=20, laps=10))
     levels = level_of(jnp.linspace(0.0, 1.0, 20))
 
     def act(states):
