@@ -36,12 +36,15 @@ from experiments.ablation import interval
 from projects.sophy.drivers import LEVELS, level_of, scripted_actions
 from projects.sophy.league import load_racer
 from projects.sophy.race_env import GRID_GAP, GRID_SHARE, RaceConfig, RaceEnv, race_of
+from projects.sophy.race_replay import race_page, record_race
 from projects.sophy.results import Results, drive_races, points_of
 
 LAPS = (4, 6, 7)
 WORTH = (1, 1, 2)  # of a race's points
 TEAM = 4  # cars
+OF_FIRST = np.arange(2 * TEAM) < TEAM  # the slots of the first team
 START_SEED = 9_000_000  # grids; training and selection never see them
+LONGEST = 1200.0  # that the replayed race may last [s]
 LEVEL_NAMES = tuple(LEVELS)
 
 
@@ -53,7 +56,7 @@ class Championship:
     races: int = 20  # championships of three races each
     penalty: float = 5.0  # per contact of medium or heavy severity with blame [s]
     seed: int = 0  # of the grids
-    out: str = "runs/sophy_championship"  # directory of the results and the picture
+    out: str = "runs/sophy_championship"  # directory of the results, a picture and a replay
     json: bool = False  # print one JSON object
 
     def __post_init__(self):
@@ -98,50 +101,54 @@ def racer(team: str, env: RaceEnv) -> Callable[[State], Array]:
     return lambda state: policy(named_obs(state))
 
 
+def start(env: RaceEnv, key: Array, race: Array, swapped: Array) -> State:
+    """The start of race number `race` [] of a championship; slots of the first team come first.
+
+    Cars of a team stand in a drawn order, teams in turn, the first in front unless `swapped` [].
+    """
+    order = jnp.concatenate([jax.random.permutation(part, TEAM) for part in jax.random.split(key)])
+    place = 2 * order + (jnp.where(OF_FIRST, 0, 1) ^ swapped)
+    share = GRID_SHARE * jnp.where(place % 2 == 0, 1.0, -1.0)
+    circuit = (race % len(env.solo.circuits)).astype(jnp.int32)
+    present, still = jnp.ones(2 * TEAM, bool), jnp.zeros(2 * TEAM)
+    distance = -GRID_GAP * (1.0 + place)
+    state = env.start(circuit, present, jnp.zeros(()), distance, share, still)
+    begun = dataclasses.replace(race_of(state), laps=jnp.asarray(LAPS, jnp.int32)[race])
+    return state.replace(pipeline_state=begun)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def grids_of(number: int, seed: int) -> tuple[Array, Array, Array]:
+    """What `start` wants for so many championships, leaves [3 C].
+
+    Two in a row have the same grids, with the teams' places changed.
+    """
+    keys = jax.random.split(jax.random.key(START_SEED + seed), -(-number // 2) * len(LAPS))
+    championship, race = np.divmod(np.arange(number * len(LAPS)), len(LAPS))
+    pick = (championship // 2) * len(LAPS) + race
+    return keys[pick], jnp.asarray(race), jnp.asarray(championship % 2)
+
+
+def drivers_of(teams: tuple[str, str], env: RaceEnv) -> Callable[[State], Array]:
+    """What all cars do in a race: actions [M, 2]."""
+    ours, theirs = (racer(team, env) for team in teams)
+    return lambda state: jnp.where(OF_FIRST[:, None], ours(state), theirs(state))
+
+
 def run_championships(
-    env: RaceEnv, teams: tuple[str, str], number: int, seed: int, penalty: float
-) -> tuple[Results, np.ndarray]:
-    """Results of championships [C, 3, M], and which slots are the first team's [M]."""
-    drivers = [racer(team, env) for team in teams]
-    slots = np.arange(2 * TEAM)
-    of_first = slots < TEAM
-
-    def start(key: Array, race: Array, swapped: Array) -> State:
-        # Cars of a team in a drawn order, teams in turn.
-        order = jnp.concatenate(
-            [jax.random.permutation(part, TEAM) for part in jax.random.split(key)]
-        )
-        first = jnp.where(of_first, 0, 1) ^ swapped
-        place = 2 * order + first
-        share = GRID_SHARE * jnp.where(place % 2 == 0, 1.0, -1.0)
-        circuit = (race % len(env.solo.circuits)).astype(jnp.int32)
-        present, still = jnp.ones(2 * TEAM, bool), jnp.zeros(2 * TEAM)
-        distance = -GRID_GAP * (1.0 + place)
-        state = env.start(circuit, present, jnp.zeros(()), distance, share, still)
-        laps = jnp.asarray(LAPS, jnp.int32)[race]
-        begun = dataclasses.replace(race_of(state), laps=laps)
-        return state.replace(pipeline_state=begun)  # pyright: ignore[reportAttributeAccessIssue]
-
-    def act(states: State) -> Array:
-        ours, theirs = (jax.vmap(driver)(states) for driver in drivers)
-        return jnp.where(of_first[:, None], ours, theirs)
+    env: RaceEnv, act: Callable[[State], Array], number: int, seed: int, penalty: float
+) -> Results:
+    """Results of championships, leaves [C, 3, M]."""
 
     @jax.jit
     def drive(keys: Array, race: Array, swapped: Array) -> Results:
-        return drive_races(env, act, jax.vmap(start)(keys, race, swapped), penalty)
+        states = jax.vmap(lambda *grid: start(env, *grid))(keys, race, swapped)
+        return drive_races(env, jax.vmap(act), states, penalty)
 
-    # Two championships in a row have the same grids, with the teams' places changed.
-    grids = jax.random.split(jax.random.key(START_SEED + seed), -(-number // 2) * len(LAPS))
-    championship, race = np.divmod(np.arange(number * len(LAPS)), len(LAPS))
-    results = drive(
-        grids[(championship // 2) * len(LAPS) + race],
-        jnp.asarray(race),
-        jnp.asarray(championship % 2),
-    )
     shape = (number, len(LAPS), 2 * TEAM)
     return jax.tree.map(
-        lambda leaf: np.asarray(leaf).reshape(*shape, *leaf.shape[2:]), results
-    ), of_first
+        lambda leaf: np.asarray(leaf).reshape(*shape, *leaf.shape[2:]),
+        drive(*grids_of(number, seed)),
+    )
 
 
 def mean_of(values: ArrayLike) -> dict[str, float]:
@@ -151,11 +158,11 @@ def mean_of(values: ArrayLike) -> dict[str, float]:
     return {"mean": float(numbers.mean()), "low": low, "high": high}
 
 
-def summary(results: Results, of_first: np.ndarray, teams: tuple[str, str]) -> dict[str, Any]:
+def summary(results: Results, teams: tuple[str, str]) -> dict[str, Any]:
     """Per team: points, wins, and what happened per car and lap."""
     points = np.asarray(points_of(jnp.asarray(results.place))) * np.array(WORTH)[:, None]
     rows = {}
-    for name, slots in (("team_a", of_first), ("team_b", ~of_first)):
+    for name, slots in (("team_a", OF_FIRST), ("team_b", ~OF_FIRST)):
         laps = np.maximum(np.asarray(results.laps)[..., slots].sum((1, 2)), 1)
         total, others = points[..., slots].sum((1, 2)), points[..., ~slots].sum((1, 2))
         # A lap is flying from the second on; who never had one does not count.
@@ -180,13 +187,13 @@ def summary(results: Results, of_first: np.ndarray, teams: tuple[str, str]) -> d
     return rows
 
 
-def picture(results: Results, of_first: np.ndarray, teams: tuple[str, str]) -> Figure:
+def picture(results: Results, teams: tuple[str, str]) -> Figure:
     """Points per championship, and where each team's cars finished."""
     points = np.asarray(points_of(jnp.asarray(results.place))) * np.array(WORTH)[:, None]
     figure = Figure(figsize=(10.0, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     number = np.arange(1, len(points) + 1)
-    for colour, team, slots in (("C0", teams[0], of_first), ("C1", teams[1], ~of_first)):
+    for colour, team, slots in (("C0", teams[0], OF_FIRST), ("C1", teams[1], ~OF_FIRST)):
         total = points[..., slots].sum((1, 2))
         left.plot(number, total, "o-", color=colour, label=f"{team}: mean {total.mean():.0f}")
         places = np.bincount(results.place[..., slots].ravel(), minlength=2 * TEAM + 1)[1:]
@@ -216,7 +223,8 @@ def main(config: Championship) -> int:
     sys.stderr.write(
         f"{config.races} championships of {len(LAPS)} races on {', '.join(env.solo.circuits)}\n"
     )
-    results, of_first = run_championships(env, teams, config.races, config.seed, config.penalty)
+    act = drivers_of(teams, env)
+    results = run_championships(env, act, config.races, config.seed, config.penalty)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "races.jsonl").open("w", encoding="utf-8") as file:
@@ -225,8 +233,15 @@ def main(config: Championship) -> int:
             circuit = env.solo.circuits[at[1] % len(env.solo.circuits)]
             row = {"championship": at[0], "circuit": circuit, "laps": LAPS[at[1]], "result": race}
             file.write(json.dumps(row) + "\n")
-    (out / "championship.png").write_bytes(encode_png(picture(results, of_first, teams)))
-    told = summary(results, of_first, teams)
+    (out / "championship.png").write_bytes(encode_png(picture(results, teams)))
+    begun = jax.jit(lambda *grid: start(env, *grid))(
+        *(part[0] for part in grids_of(1, config.seed))
+    )
+    names = [f"{'AB'[k // TEAM]}{k % TEAM + 1}" for k in range(2 * TEAM)]
+    record = record_race(env, act, begun, names, LONGEST)
+    title = f"A: {config.team_a}, B: {config.team_b}, {LAPS[0]} laps of {env.solo.circuits[0]}"
+    (out / "race.html").write_text(race_page(env, begun, record, title), encoding="utf-8")
+    told = summary(results, teams)
     if config.json:
         print(json.dumps({**told, "seconds": round(time.monotonic() - began, 1)}))
         return 0
@@ -238,7 +253,8 @@ def main(config: Championship) -> int:
                 print(f"  {name.replace('_', ' '):34} {shown}")
         laps = ", ".join(f"{lap:.2f} s" for lap in row["fastest_laps"])
         print(f"  {'fastest laps':34} {laps}")
-    print(f"{out / 'races.jsonl'}, {out / 'championship.png'}, {time.monotonic() - began:.0f} s")
+    files = ", ".join(str(out / name) for name in ("races.jsonl", "championship.png", "race.html"))
+    print(f"{files}, {time.monotonic() - began:.0f} s")
     return 0
 
 

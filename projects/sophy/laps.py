@@ -46,7 +46,11 @@ class Laps(NamedTuple):
 
 def record(state: State) -> dict[str, jax.Array]:
     """What a recording keeps of one step."""
-    drive: DriveState = state.pipeline_state  # pyright: ignore[reportAssignmentType]
+    return record_of(state.pipeline_state)  # pyright: ignore[reportArgumentType]
+
+
+def record_of(drive: DriveState) -> dict[str, jax.Array]:
+    """The same of one car that is somewhere."""
     motion = drive.motion
     return {
         "s": drive.s,

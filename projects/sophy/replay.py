@@ -1,6 +1,7 @@
 """The page that replays drives: one file, drawn on a canvas, no network and no library needed."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,15 @@ from projects.sophy.drive import (
 
 REPLAY_INTERVAL = 0.1  # [s] the page interpolates between samples this far apart
 OUTLINE_TOLERANCE = 0.05  # [m] how far a thinned edge may leave the given one
+
+
+class Event(NamedTuple):
+    """Something that happened between two cars, numbered as the drives are."""
+
+    time: float  # since the first sample [s]
+    car: int
+    other: int
+    text: str
 
 
 class Paint(NamedTuple):
@@ -86,13 +96,17 @@ def _numbers(values: np.ndarray, digits: int) -> list[float]:
     return [int(value) if value == int(value) else float(value) for value in rounded]
 
 
+def _kept(drive: Drive) -> np.ndarray:
+    """Samples that the page needs: no more than ten a second."""
+    tick = np.floor((drive.time - drive.time[0]) / REPLAY_INTERVAL + 1e-6)
+    return np.flatnonzero(np.diff(tick, prepend=-1))
+
+
 def _car_record(
     name: str, drive: Drive, outline: CircuitOutline, reference: ReferenceProfile
 ) -> dict[str, Any]:
-    time = drive.time
-    # The page needs no more than ten samples a second; an event in between is kept.
-    tick = np.floor((time - time[0]) / REPLAY_INTERVAL + 1e-6)
-    keep = np.flatnonzero(np.diff(tick, prepend=-1))
+    time, keep = drive.time, _kept(drive)
+    # What happened in between two samples is kept.
     off_course = np.logical_or.reduceat(drive.off_course, keep)
     wall_contact = np.logical_or.reduceat(drive.wall_contact, keep)
     delta = reference_delta(drive, outline, reference)
@@ -142,9 +156,17 @@ def _surface_record(names: np.ndarray, left: np.ndarray, right: np.ndarray) -> d
 
 
 def replay_html(
-    outline: CircuitOutline, drives: dict[str, Drive], reference: ReferenceProfile, title: str
+    outline: CircuitOutline,
+    drives: dict[str, Drive],
+    reference: ReferenceProfile,
+    title: str,
+    distances: Sequence[np.ndarray] = (),
+    events: Sequence[Event] = (),
 ) -> str:
     """A page that replays the drives together, on their own clocks from the first sample on.
+
+    With `distances` [T] [m] of all drives it is a race, whose order and gaps are shown; `events`
+    are listed and marked.
 
     The fragment of its address sets it up: `#t=30&play&camera=follow&rate=2&car=1`.
     """
@@ -174,7 +196,10 @@ def replay_html(
             "speed": _numbers(reference.speed[every], 2),
         },
         "cars": [_car_record(name, drive, outline, reference) for name, drive in drives.items()],
+        "events": [event._asdict() for event in events],
     }
+    for record, drive, distance in zip(data["cars"], drives.values(), distances, strict=False):
+        record["distance"] = _numbers(distance[_kept(drive)], 1)
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         Path(__file__).with_name("replay.html").read_text(encoding="utf-8")
     )

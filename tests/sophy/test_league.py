@@ -1,6 +1,7 @@
 """Situations of a race, who drives in them, and what came of races."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from core_rl.errors import UserError
 from projects.sophy.drivers import LEVELS, level_of, scripted_actions
 from projects.sophy.league import LEARNER, SCRIPTED, LeagueConfig, LeagueRace
 from projects.sophy.race_env import RaceConfig, RaceEnv, race_of
+from projects.sophy.race_replay import race_page, record_race
 from projects.sophy.results import drive_races, points_of
 from projects.sophy.scenarios import SCENARIOS, draw_setting, origins, table
 from projects.sophy.time_trial import TimeTrialConfig
@@ -154,6 +156,28 @@ def test_a_scripted_field_of_twenty_finishes_ten_laps_without_a_pile_up():
     assert results.overtakes.sum() > 20
     # Medium and heavy contacts with blame, per car and lap.
     assert results.faults[..., 1:].sum() / 200.0 < 0.2
+
+
+def test_a_race_is_replayed_with_its_order_and_what_the_stewards_say(env):
+    # One runs into the back of another; the third is far ahead, the other slots are empty.
+    start = env.start(
+        jnp.int32(0),
+        jnp.arange(NUM) < 3,
+        jnp.zeros(()),
+        jnp.array([20.0, 45.0, 300.0, 0.0, 0.0, 0.0]),
+        jnp.zeros(NUM),
+        jnp.array([0.9, 0.4, 0.5, 0.5, 0.5, 0.5]),
+    )
+    record = record_race(
+        env, lambda state: jnp.zeros((NUM, 2)), start, ["ann", "bob", "cy", "x", "y", "z"], 10.0
+    )
+    assert list(record.drives) == ["ann", "bob", "cy"]
+    assert record.events[0].text.startswith("ann and bob touch: ann at fault (rear end, ")
+    assert record.distances[2][0] > record.distances[1][0] > record.distances[0][0]
+    page = race_page(env, start, record, "three cars")
+    data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    assert data["events"][0]["car"] == 0 and data["events"][0]["other"] == 1
+    assert len(data["cars"][0]["distance"]) == len(data["cars"][0]["time"])
 
 
 def test_points_are_those_of_race_together():
