@@ -159,7 +159,8 @@ def test_a_scripted_field_of_twenty_finishes_ten_laps_without_a_pile_up():
 
 
 def test_a_race_is_replayed_with_its_order_and_what_the_stewards_say(env):
-    # One runs into the back of another; the third is far ahead, the other slots are empty.
+    # One runs into the back of another, who is on his way to the line and thus moves across; the
+    # third is far ahead, the other slots are empty.
     start = env.start(
         jnp.int32(0),
         jnp.arange(NUM) < 3,
@@ -172,7 +173,7 @@ def test_a_race_is_replayed_with_its_order_and_what_the_stewards_say(env):
         env, lambda state: jnp.zeros((NUM, 2)), start, ["ann", "bob", "cy", "x", "y", "z"], 10.0
     )
     assert list(record.drives) == ["ann", "bob", "cy"]
-    assert record.events[0].text.startswith("ann and bob touch: ann at fault (rear end, ")
+    assert record.events[0].text == "ann and bob touch: bob at fault (blocking, heavy)"
     assert record.distances[2][0] > record.distances[1][0] > record.distances[0][0]
     page = race_page(env, start, record, "three cars")
     data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
