@@ -46,7 +46,7 @@ from projects.sophy.circuits import DEFAULT, load_circuit
 from projects.sophy.collocation import SOLVED, Report, Solution, mesh_of, refined, sampled, solve
 from projects.sophy.drive import show_time
 from projects.sophy.field import CAR_WORDS, CIRCUIT_WORDS, listed
-from projects.sophy.first_guess import course_at, first_guess, smooth_line
+from projects.sophy.first_guess import course_at, first_guess
 from projects.sophy.follow import Line, follow
 from projects.sophy.limits import (
     CAREFUL_ONLY,
@@ -57,6 +57,7 @@ from projects.sophy.limits import (
     find_limit,
     read_table,
 )
+from projects.sophy.racing_line import fastest_lines
 from projects.sophy.reward import KMH
 from projects.sophy.track import NUM_NODES, Track
 
@@ -74,7 +75,7 @@ class Limit:
 
     lap_time: float  # [s]
     status: str  # IPOPT's word for it, or CAREFUL_ONLY
-    mesh_error: float  # change of the lap time between the two meshes, of itself [-]
+    mesh_error: float  # change of the lap time between two meshes, of itself, NaN with one [-]
     guess_difference: float  # between two first guesses on the coarse mesh, NaN if one failed [s]
     careful_lap_time: float  # with every wheel inside the lines and no slide [s]
     iterations: int
@@ -118,14 +119,19 @@ def check_fits(car: Car, track: Track) -> None:
 
 
 def compute_limit(
-    car: Car, track: Track, *, second_guess: bool = True, report: Report | None = None
+    car: Car,
+    track: Track,
+    *,
+    second_guess: bool = True,
+    fine_mesh: bool = True,
+    report: Report | None = None,
 ) -> Limit:
     """The minimum lap time of `car` on `track`; raises LimitError for one that is not found.
 
-    From the quasi-steady lap on a smoothed line, and (`second_guess`) from that on the centre line,
-    on a coarse mesh; the better one from there with two wheels free to leave the road; both laps on
-    a fine mesh. Where no free lap is found that betters the careful one, that one is kept, and the
-    status says so.
+    From the quasi-steady lap on the line that makes it shortest, and (`second_guess`) from that on
+    the centre line, on a coarse mesh; the better one from there with two wheels free to leave the
+    road; both laps (`fine_mesh`) on a mesh twice as fine. Where no free lap is found that betters
+    the careful one, that one is kept, and the status says so.
     """
     car = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), fuelled(car, car.fuel_load))
     check_fits(car, track)
@@ -148,7 +154,10 @@ def compute_limit(
         fine = run(stage, edges, *start, multipliers, free=free)
         return fine if fine.status in SOLVED else run(stage, edges, *start, free=free, warm=True)
 
-    tried = [attempt("coarse mesh", smooth_line(track, float(np.max(np.abs(car.wheel_y)))))]
+    single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), car)
+    half_track = float(np.max(np.abs(car.wheel_y)))
+    line = fastest_lines(tracks.stack_tracks([track]), single, half_track)[0]
+    tried = [attempt("coarse mesh", np.asarray(line, np.float64))]
     if second_guess or tried[0].status not in SOLVED:
         tried.append(attempt("second guess", np.zeros(200)))
     solved = sorted((one for one in tried if one.status in SOLVED), key=lambda one: one.lap_time)
@@ -160,7 +169,7 @@ def compute_limit(
     coarse = solved[0]
     difference = abs(tried[0].lap_time - tried[1].lap_time) if len(solved) > 1 else np.nan
 
-    inside = refine("fine mesh", coarse, False)
+    inside = refine("fine mesh", coarse, False) if fine_mesh else coarse
     if inside.status not in SOLVED:
         raise LimitError(
             f"no lap found on the fine mesh: IPOPT ended with {inside.status} after"
@@ -168,7 +177,9 @@ def compute_limit(
         )
     start = coarse.edges, coarse.states, coarse.controls
     free = run("free lap", *start, free=True, warm=True)
-    if free.status in SOLVED:
+    if not fine_mesh:
+        best = free
+    elif free.status in SOLVED:
         best = refine("free lap, fine mesh", free, True)
     else:
         start = inside.edges, inside.states, inside.controls
@@ -180,7 +191,9 @@ def compute_limit(
     return Limit(
         lap_time=best.lap_time,
         status=status,
-        mesh_error=abs(inside.lap_time - coarse.lap_time) / inside.lap_time,
+        mesh_error=abs(inside.lap_time - coarse.lap_time) / inside.lap_time
+        if fine_mesh
+        else np.nan,
         guess_difference=float(difference),
         careful_lap_time=inside.lap_time,
         iterations=sum(solution.iterations for solution in ran),
@@ -210,13 +223,13 @@ def row_of(limit: Limit, car: Car, track: Track, names: dict[str, str]) -> Row:
     def sampled(values: np.ndarray) -> list[float]:
         return [round(float(value), 3) for value in np.interp(at, limit.s, values, period=length)]
 
-    difference = limit.guess_difference
+    difference, mesh_error = limit.guess_difference, limit.mesh_error
     return Row(
         **names,
         lap_time=round(limit.lap_time, 4),
         careful_lap_time=round(limit.careful_lap_time, 4),
         status=limit.status,
-        mesh_error=round(limit.mesh_error, 6),
+        mesh_error=None if np.isnan(mesh_error) else round(mesh_error, 6),
         guess_difference=None if np.isnan(difference) else round(difference, 4),
         car_digest=car_digest(car),
         course_signature=[round(float(value), 3) for value in course_signature(track)],
@@ -274,6 +287,7 @@ class ComputeLimit:
     compound: str = ""  # tyres; empty: the car's own
     surface: str = ""  # another surface for the whole road, such as wet; empty: the circuit's own
     second_guess: bool = True  # also solve from the centre line, and keep the better lap
+    fine_mesh: bool = True  # solve again on a mesh twice as fine
     follow: bool = False  # also learn to drive the careful lap in the simulator, in minutes
     out: str = ""  # directory for the line as a table and the picture
     table: str = ""  # a file of rows to append to; cells that it holds already are left out
@@ -312,7 +326,11 @@ def main(config: ComputeLimit) -> int:
             continue
         try:
             limit = compute_limit(
-                car, track, second_guess=config.second_guess, report=live_report(title)
+                car,
+                track,
+                second_guess=config.second_guess,
+                fine_mesh=config.fine_mesh,
+                report=live_report(title),
             )
         except LimitError as error:
             # The cells that follow may well be solvable.
@@ -336,8 +354,9 @@ def main(config: ComputeLimit) -> int:
                 "followed_off_line": followed.off_line,
                 "followed_wheels_out": followed.wheels_out,
             }
-        if np.isnan(limit.guess_difference):
-            summary["guess_difference"] = None
+        for name in ("guess_difference", "mesh_error"):
+            if np.isnan(summary[name]):
+                summary[name] = None
         if config.out:
             out = Path(config.out)
             out.mkdir(parents=True, exist_ok=True)
@@ -358,12 +377,12 @@ _SUMMARY = "lap_time careful_lap_time status mesh_error guess_difference iterati
 
 
 def describe(title: str, summary: dict[str, Any]) -> str:
-    difference = summary["guess_difference"]
+    difference, mesh_error = summary["guess_difference"], summary["mesh_error"]
     lap_time = summary["lap_time"]
     parts = [
         f"{title}: {show_time(lap_time)}",
         f"{show_time(summary['careful_lap_time'])} driven carefully",
-        f"meshes {summary['mesh_error']:.2%} apart",
+        "on one mesh" if mesh_error is None else f"meshes {mesh_error:.2%} apart",
         "from one first guess" if difference is None else f"guesses {1000 * difference:.0f} ms",
         f"{summary['iterations']} iterations, {summary['seconds']:.0f} s",
     ]

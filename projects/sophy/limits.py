@@ -44,7 +44,7 @@ class Row(NamedTuple):
     lap_time: float  # [s]
     careful_lap_time: float  # with every wheel inside the lines and no slide [s]
     status: str
-    mesh_error: float  # [-]
+    mesh_error: float | None  # between two meshes, None where there was one [-]
     guess_difference: float | None  # [s]
     car_digest: str
     course_signature: list[float]

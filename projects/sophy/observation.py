@@ -6,7 +6,7 @@ at the present speed, in the car's frame. Entry `privileged_state` is for critic
 under each wheel, each wheel's distance to the walls, and the place on the lap. Entries `car` and
 `surface` are for drivers of many: `car_features`, which stay the same all episode, and the numbers
 of the road under the car. Entry `racing_line` is what a driver plans before he has driven a metre:
-where the line of least curvature goes, and what acceleration takes the car to the speed that it
+where the racing line goes, and what acceleration takes the car to the speed that it
 allows this car at each point ahead (`racing_line`).
 
 Deviations from the paper: points are divided by how far ahead they are and the course's curvature

@@ -54,29 +54,29 @@ def racing_lines(cars: Car, stack: Track) -> RacingLines:
     """
     every = NUM_NODES // NUM_STATIONS
     envelopes = envelopes_by_road(cars)
-    lines, speeds = fastest_lines(stack), []
+    lines, speeds = fastest_lines(stack, load_car(LINE_CAR), HALF_TRACK), []
     for i, line in enumerate(lines):
         track = jax.tree.map(lambda leaf, i=i: leaf[i], stack)
         speeds.append(np.asarray(_speeds_of_all(envelopes(track), track, line))[:, ::every])
     return RacingLines(lines[:, ::every], jnp.asarray(np.stack(speeds, axis=1)))
 
 
-def fastest_lines(stack: Track) -> Array:
+def fastest_lines(stack: Track, car: Car, half_track: float) -> Array:
     """Lateral offsets [T, N] [m] at the nodes of circuits, leaves [T, ...], on which the
-    quasi-steady lap of `LINE_CAR` takes least time.
+    quasi-steady lap of a car takes least time.
 
-    By gradient descent through that lap (Adam), from the lines of least curvature. Wheels stay
-    `LINE_MARGIN` inside the white lines but for what `reference.smoothing` rounds off.
+    By gradient descent through that lap (Adam), from the lines of least curvature. Wheels
+    `half_track` [m] to either side stay `LINE_MARGIN` inside the white lines but for what
+    `reference.smoothing` rounds off.
     """
-    car = jax.tree.map(lambda leaf: leaf[None], load_car(LINE_CAR))
-    envelopes_on_road = envelopes_by_road(car)
+    envelopes_on_road = envelopes_by_road(jax.tree.map(lambda leaf: leaf[None], car))
     problems = []
     for i in range(stack.length.shape[0]):
         track = jax.tree.map(lambda leaf, i=i: leaf[i], stack)
         length = float(track.length)
         nodes = np.arange(NUM_NODES) * length / NUM_NODES
-        low, high = room_at(track, nodes, HALF_TRACK)
-        line = line_at_nodes(smooth_line(track, HALF_TRACK, *ROUGHLY), length)
+        low, high = room_at(track, nodes, half_track)
+        line = line_at_nodes(smooth_line(track, half_track, *ROUGHLY), length)
         within = jax.tree.map(lambda leaf: leaf[0], envelopes_on_road(track))
         problems.append((within, *(jnp.asarray(part, jnp.float32) for part in (low, high, line))))
     within, low, high, line = jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems)
