@@ -8,7 +8,8 @@ true last observation, and every episode begins with a real `reset` under a fres
 An environment may hold several agents that do the same task: it then says how many by an attribute
 `num_agents`, and observations, actions, rewards and `done` have a leading axis [M]. Whoever learns
 from it sees rows: `R` = `N` environments times `M`, those of one environment next to each other.
-An environment that takes other actions than it was asked for says which in `State.info["action"]`.
+An environment that takes other actions than it was asked for says which in `State.info["action"]`,
+and one in which others act too, which agents are the learner's, in `State.info["learns"]`.
 """
 
 import contextlib
@@ -64,6 +65,7 @@ class StepInfo:
     `ended` (of the shorter first ones where the slots were staggered)."""
 
     state: State  # [N]
+    counts: jax.Array  # [R] bool, whether the learner acted
     ended: jax.Array  # [R] bool
     episode_return: jax.Array  # [R]
     num_steps: jax.Array  # [R] int32
@@ -213,8 +215,12 @@ def make_env_loop(env: Env, episode_length: int, *, stagger: bool = False) -> En
             num_steps=num_steps,
             episode_return=episode_return,
         )
+        counts = jnp.ones(reward.shape, bool)
+        if "learns" in state.info:
+            counts = as_rows(state.info["learns"])
         info = StepInfo(
             state=state,
+            counts=counts,
             ended=by_row(ended),
             episode_return=episode_return,
             num_steps=by_row(num_steps),

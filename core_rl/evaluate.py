@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from core_rl.env import Env, State, named_obs
+from core_rl.env import Env, State, named_obs, num_agents
+from core_rl.errors import UserError
 from core_rl.types import Agent, Key, Metrics
 
 
@@ -22,7 +23,14 @@ def make_evaluator(
     Metrics, each `[num_episodes]`: `return`, `steps`, `terminated`, and the sum over the episode of
     every entry of the environment's own metrics. Steps after a termination count for nothing.
     `traces` holds `trace(state)` of every step, `[episode_length, num_episodes, ...]`.
+
+    Raises UserError for an environment with several agents, which needs an evaluation of its own.
     """
+    if num_agents(env) is not None:
+        raise UserError(
+            "an environment with several agents cannot be evaluated alone: train it by its own "
+            "experiment, as ./run train race"
+        )
 
     def evaluate(agent_state: Any, key: Key) -> tuple[Metrics, Any]:
         def step(carry, _):

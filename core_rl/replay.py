@@ -10,6 +10,7 @@ of a table, and sampling needs no rejection.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import chex
 import jax
@@ -107,9 +108,9 @@ def make_replay(
     table_length = table_capacity or capacity
     if num_tables and table_length < num_envs:
         raise ValueError(f"table_capacity {table_length} is less than num_envs {num_envs}")
-    table_counts = [round(share * batch_size) for share in table_shares]
-    if sum(table_counts) > batch_size:
-        raise ValueError(f"table shares {table_shares} do not fit a batch of {batch_size}")
+    # Rounded so that they fit: the sum is what the shares' sum asks for.
+    bounds = [round(sum(table_shares[:k]) * batch_size) for k in range(num_tables + 1)]
+    table_counts = [after - before for before, after in pairwise(bounds)]
 
     def init(example: Transition) -> ReplayState:
         """`example` is one unbatched transition; only shapes and types are read."""

@@ -178,12 +178,17 @@ def make_trainer(
         action, carry = agent.act(state.agent, state.carry, env_loop.observe(state.slots), key)
         slots, transition, info = env_loop.step(state.slots, action)
         memory = replay.add(state.replay, transition, table_mask(info.state))
+        ended = info.ended & info.counts
+
+        def mean(values: jax.Array) -> jax.Array:
+            return jnp.mean(values.reshape(num_rows), where=info.counts)
+
         experience = {
-            **{name: jnp.mean(value) for name, value in info.state.metrics.items()},
-            "reward": jnp.mean(transition.reward),
-            "num_ended": jnp.sum(info.ended.astype(jnp.float32)),
-            "ended_return": jnp.sum(jnp.where(info.ended, info.episode_return, 0.0)),
-            "ended_steps": jnp.sum(jnp.where(info.ended, info.num_steps, 0).astype(jnp.float32)),
+            **{name: mean(value) for name, value in info.state.metrics.items()},
+            "reward": mean(transition.reward),
+            "num_ended": jnp.sum(ended.astype(jnp.float32)),
+            "ended_return": jnp.sum(jnp.where(ended, info.episode_return, 0.0)),
+            "ended_steps": jnp.sum(jnp.where(ended, info.num_steps, 0).astype(jnp.float32)),
         }
         return dataclasses.replace(state, carry=carry, replay=memory, slots=slots), experience
 

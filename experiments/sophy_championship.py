@@ -62,8 +62,17 @@ class Championship:
     def __post_init__(self):
         if self.races < 1:
             raise ValueError(f"races must be at least 1, got {self.races}")
-        if self.penalty < 0:
+        if not self.penalty >= 0:
             raise ValueError(f"penalty must not be negative, got {self.penalty}")
+
+
+def check_team(team: str) -> None:
+    """Raises UsageError for a level of scripted drivers that does not exist."""
+    name = team.removeprefix("scripted:")
+    if name != team and name not in LEVELS:
+        raise UsageError(
+            f"team {team!r}: there is no level {name!r}; allowed are {', '.join(LEVEL_NAMES)}"
+        )
 
 
 def race_config_of(teams: tuple[str, ...], circuits: str) -> RaceConfig:
@@ -86,14 +95,10 @@ def race_config_of(teams: tuple[str, ...], circuits: str) -> RaceConfig:
 def racer(team: str, env: RaceEnv) -> Callable[[State], Array]:
     """What a team's drivers do in every slot of a race: actions [M, 2].
 
-    Raises UsageError for a level that does not exist, UserError for a policy that does not fit.
+    Raises UserError for a policy that does not fit the race.
     """
     if team.startswith("scripted:"):
         name = team.removeprefix("scripted:")
-        if name not in LEVELS:
-            raise UsageError(
-                f"team {team!r}: there is no level {name!r}; allowed are {', '.join(LEVEL_NAMES)}"
-            )
         skill = LEVEL_NAMES.index(name) / (len(LEVEL_NAMES) - 1)
         level = level_of(jnp.full(env.config.num_cars, skill))
         return lambda state: scripted_actions(env, race_of(state), level)
@@ -151,10 +156,10 @@ def run_championships(
     )
 
 
-def mean_of(values: ArrayLike) -> dict[str, float]:
-    """The mean of a number per championship [C] and its 95 % interval."""
+def mean_of(values: ArrayLike) -> dict[str, float | None]:
+    """The mean of a number per championship [C] and its 95 % interval, None with one only."""
     numbers = np.asarray(values, float)
-    low, high = interval(numbers)
+    low, high = interval(numbers) if len(numbers) > 1 else (None, None)
     return {"mean": float(numbers.mean()), "low": low, "high": high}
 
 
@@ -165,15 +170,15 @@ def summary(results: Results, teams: tuple[str, str]) -> dict[str, Any]:
     for name, slots in (("team_a", OF_FIRST), ("team_b", ~OF_FIRST)):
         laps = np.maximum(np.asarray(results.laps)[..., slots].sum((1, 2)), 1)
         total, others = points[..., slots].sum((1, 2)), points[..., ~slots].sum((1, 2))
-        # A lap is flying from the second on; who never had one does not count.
         best = np.where(results.fastest_lap > 0.0, results.fastest_lap, np.inf)[..., slots]
+        best = best.min((0, 2))
         hard = results.faults[..., slots, 1:].sum((1, 2, 3))
         rows[name] = {
             "who": teams[0] if name == "team_a" else teams[1],
             "points": mean_of(total),
             "championships_won": mean_of((total > others).astype(float)),
             "races_won": mean_of((results.place[..., slots] == 1).sum((1, 2)) / len(LAPS)),
-            "fastest_laps": best.min((0, 2)).tolist(),
+            "fastest_laps": [float(lap) if np.isfinite(lap) else None for lap in best],
             "overtakes_per_car_and_lap": mean_of(results.overtakes[..., slots].sum((1, 2)) / laps),
             "contacts_per_car_and_lap": mean_of(results.contacts[..., slots].sum((1, 2)) / laps),
             "faults_per_car_and_lap": mean_of(results.faults[..., slots, :].sum((1, 2, 3)) / laps),
@@ -218,15 +223,19 @@ def main(config: Championship) -> int:
     teams = config.team_a, config.team_b
     if not config.team_a:
         raise UsageError("--team_a is missing: name a policy bundle's directory or scripted:LEVEL")
+    for team in teams:
+        check_team(team)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
     env = RaceEnv(race_config_of(teams, config.circuits))
+    # Where cars of several kinds race, both teams have the same ones.
+    env.car_index = jnp.asarray(np.arange(2 * TEAM) % TEAM % len(env.solo.entrants), jnp.int32)
     began = time.monotonic()
     sys.stderr.write(
         f"{config.races} championships of {len(LAPS)} races on {', '.join(env.solo.circuits)}\n"
     )
     act = drivers_of(teams, env)
     results = run_championships(env, act, config.races, config.seed, config.penalty)
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
     with (out / "races.jsonl").open("w", encoding="utf-8") as file:
         for at in np.ndindex(results.place.shape[:2]):
             race = {name: value[at].tolist() for name, value in results._asdict().items()}
@@ -249,9 +258,11 @@ def main(config: Championship) -> int:
         print(row["who"])
         for name, value in row.items():
             if isinstance(value, dict):
-                shown = f"{value['mean']:8.3f}  ({value['low']:.3f} to {value['high']:.3f})"
+                shown = f"{value['mean']:8.3f}"
+                if value["low"] is not None:
+                    shown += f"  ({value['low']:.3f} to {value['high']:.3f})"
                 print(f"  {name.replace('_', ' '):34} {shown}")
-        laps = ", ".join(f"{lap:.2f} s" for lap in row["fastest_laps"])
+        laps = ", ".join("none" if lap is None else f"{lap:.2f} s" for lap in row["fastest_laps"])
         print(f"  {'fastest laps':34} {laps}")
     files = ", ".join(str(out / name) for name in ("races.jsonl", "championship.png", "race.html"))
     print(f"{files}, {time.monotonic() - began:.0f} s")

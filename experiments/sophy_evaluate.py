@@ -61,6 +61,10 @@ def env_config_of(policy: Policy, circuit: str = "", car: str = "") -> TimeTrial
     extra = policy.manifest["extra"]
     if extra.get("project") != "sophy":
         raise UsageError("this policy was not trained by projects/sophy: it cannot drive a car")
+    if "race" in extra:
+        raise UsageError(
+            "this policy was trained for races: see sophy_championship and sophy_exams"
+        )
     # Options that came after the policy keep their defaults.
     config = flags.from_dict(TimeTrialConfig, extra["env"], base=TimeTrialConfig())
     changes = {name: value for name, value in (("circuit", circuit), ("car", car)) if value}

@@ -11,6 +11,7 @@ driver for, with few steps off course, and with what the situation asks for (`EX
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ import numpy as np
 from core_rl import flags
 from core_rl.env import State
 from core_rl.errors import UsageError
-from experiments.sophy_championship import race_config_of, racer
+from experiments.sophy_championship import check_team, race_config_of, racer
 from projects.sophy.driving import CONTROL_STEP
 from projects.sophy.league import LeagueConfig, LeagueRace
 from projects.sophy.race_env import RaceEnv, race_of
@@ -28,7 +29,6 @@ from projects.sophy.scenarios import SCENARIOS
 
 EXAM_SEED = 9_500_000  # settings; training and selection never see them
 SECONDS = 30.0
-GRACE = 5.0  # in which being off course does not count, for whoever starts there [s]
 
 
 class Exam(NamedTuple):
@@ -37,6 +37,7 @@ class Exam(NamedTuple):
     gain: float  # places, at least
     pace: float  # the reference's time for the same way over the driver's, at least
     off_course_steps: int = 2  # after the grace, at most
+    grace: float = 0.0  # in which being off course does not count [s]
     pass_mark: float = 0.9
 
 
@@ -49,7 +50,7 @@ EXAMS: dict[str, Exam] = {
     "slipstream": Exam(1, 0.85, pass_mark=0.7),
     "corner": Exam(0, 0.85),
     "attacked": Exam(-1, 0.85),
-    "rejoin": Exam(-4, 0.7),
+    "rejoin": Exam(-4, 0.7, grace=5.0),
 }
 
 
@@ -79,14 +80,15 @@ class Sat(NamedTuple):
     contacts: jax.Array  # control steps in contact
 
 
-def sit(league: LeagueRace, env: RaceEnv, policy: str, num_settings: int) -> Sat:
-    """The league's only situation; slot 0 is driven by `policy`, the others as it drew."""
-    act = racer(policy, env)
+def sit(
+    league: LeagueRace, env: RaceEnv, act: Callable[[State], jax.Array], exam: Exam, number: int
+) -> Sat:
+    """The league's only situation, drawn so often; `act` drives slot 0, the others as it drew."""
     num_steps = round(SECONDS / CONTROL_STEP)
 
-    def place(state: State) -> jax.Array:
-        race = race_of(state)
-        return jnp.sum(race.present & (race.distance > race.distance[0]))
+    def place(state: State, entered: jax.Array) -> jax.Array:
+        distance = race_of(state).distance
+        return jnp.sum(entered & (distance > distance[0]))
 
     def reference_time(state: State) -> jax.Array:
         """When the reference would be where the driver is [s]."""
@@ -103,11 +105,12 @@ def sit(league: LeagueRace, env: RaceEnv, policy: str, num_settings: int) -> Sat
 
     def one(key: jax.Array) -> Sat:
         begin = league.reset(key)
+        entered = race_of(begin).present
 
         def step(state: State, number: jax.Array):
             state = league.step(state, act(state))
             metrics = state.metrics
-            late = number >= GRACE / CONTROL_STEP
+            late = number >= exam.grace / CONTROL_STEP
             return state, (
                 late * metrics["off_course_steps"][0],
                 metrics["contact_steps"][0],
@@ -115,14 +118,14 @@ def sit(league: LeagueRace, env: RaceEnv, policy: str, num_settings: int) -> Sat
 
         end, (off_course, contact) = jax.lax.scan(step, begin, jnp.arange(num_steps))
         return Sat(
-            gain=place(begin) - place(end),
+            gain=place(begin, entered) - place(end, entered),
             pace=(reference_time(end) - reference_time(begin)) / SECONDS,
             off_course_steps=jnp.sum(off_course),
             faults=jnp.sum(race_of(end).stewarding.faults[0]),
             contacts=jnp.sum(contact),
         )
 
-    keys = jax.random.split(jax.random.key(EXAM_SEED), num_settings)
+    keys = jax.random.split(jax.random.key(EXAM_SEED), number)
     return jax.device_get(jax.jit(jax.vmap(one))(keys))
 
 
@@ -145,12 +148,14 @@ def judge_exam(exam: Exam, sat: Sat) -> dict[str, Any]:
 def main(config: Exams) -> int:
     if not config.policy:
         raise UsageError("--policy is missing: name a policy bundle's directory or scripted:LEVEL")
+    check_team(config.policy)
     env = RaceEnv(dataclasses.replace(race_config_of((config.policy,), config.circuits), laps=0))
-    rows = {}
+    act, rows = racer(config.policy, env), {}
     for name in config.only or tuple(SCENARIOS):
         # The driver's own slot is the league's learner; nobody else is.
         league = LeagueRace(env, LeagueConfig(scenarios=((name, 1.0),), self_play=0.0))
-        rows[name] = judge_exam(EXAMS[name], sit(league, env, config.policy, config.settings))
+        sat = sit(league, env, act, EXAMS[name], config.settings)
+        rows[name] = judge_exam(EXAMS[name], sat)
         if not config.json:
             row = rows[name]
             print(

@@ -24,9 +24,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from core_rl import flags
 from core_rl.env import State, named_obs
+from core_rl.errors import UserError
 from core_rl.launch import (
     Experiment,
     Outcome,
@@ -36,6 +38,7 @@ from core_rl.launch import (
     report_end,
     run,
 )
+from core_rl.policy import load_policy
 from core_rl.qr_sac import QRSACConfig
 from core_rl.report import CurveSpec, write_report
 from core_rl.tracking import read_record
@@ -47,7 +50,7 @@ from projects.sophy.drivers import level_of, scripted_actions
 from projects.sophy.driving import CONTROL_STEP
 from projects.sophy.league import LeagueConfig, LeagueRace
 from projects.sophy.observation import ObservationConfig
-from projects.sophy.race_env import RaceConfig, RaceEnv, race_of, with_start
+from projects.sophy.race_env import RaceConfig, RaceEnv, race_of, starting
 from projects.sophy.race_reward import RaceRewardConfig
 
 EVALUATION_RACES, EVALUATION_STEPS = 16, 600
@@ -128,10 +131,11 @@ def make_evaluation(env: RaceEnv, agent: Agent) -> Callable[[Any], Metrics]:
             before = race_of(state)
             state = jax.vmap(env.step)(state, action)
             pace = state.metrics["distance"] / (before.drives.pace * CONTROL_STEP)
+            took_part = before.present
             counts = ("off_course_steps", "wall_contact_steps", "contact_steps", "at_fault")
             return (state, policy_carry), {
-                "pace": pace,
-                **{name: jnp.where(before.present, state.metrics[name], 0.0) for name in counts},
+                "pace": jnp.where(took_part, pace, 0.0),
+                **{name: jnp.where(took_part, state.metrics[name], 0.0) for name in counts},
             }
 
         keys = jax.random.split(jax.random.key(EVALUATION_SEED), EVALUATION_RACES)
@@ -163,9 +167,12 @@ def make_evaluation(env: RaceEnv, agent: Agent) -> Callable[[Any], Metrics]:
 def make_experiment(config: SophyRace) -> tuple[Experiment, RaceEnv]:
     """Raises UserError for circuits, cars or opponents that do not exist or do not fit."""
     env = RaceEnv(config.env)
+    if config.env.num_cars < 2:
+        raise UserError(f"--env.num_cars={config.env.num_cars}: a race needs two cars at least")
     league = LeagueRace(env, config.league)
     agent, trainer = make_learner(config, league, config.env.solo.episode_length, league.membership)
-    calm = with_start(env, "rolling")
+    # All slots filled, and rolling, whatever the configuration starts with.
+    rolling = starting(env, start="rolling", field=())
     experiment = Experiment(
         name="sophy_race",
         command="./run train race",
@@ -173,7 +180,7 @@ def make_experiment(config: SophyRace) -> tuple[Experiment, RaceEnv]:
         env=env,
         agent=agent,
         trainer=trainer,
-        evaluate=make_evaluation(calm, agent),
+        evaluate=make_evaluation(rolling, agent),
         score="score",
         describe=lambda row: (
             f"{row['pace']:.1%} of the reference's pace (experts {row['pace_scripted']:.1%}), "
@@ -188,9 +195,10 @@ def make_experiment(config: SophyRace) -> tuple[Experiment, RaceEnv]:
 def write_race_report(outcome: Outcome) -> Path:
     """Writes the report; returns its path."""
     path = outcome.workdir / "report.html"
-    kept = max(outcome.rows, key=lambda row: row.get("eval/score", float("-inf")))
+    epoch = load_policy(outcome.workdir / "policy").manifest["record"]["epoch"]
+    kept = next(row for row in outcome.rows if row["epoch"] == epoch)
     numbers = [
-        (name, f"{kept[f'eval/{key}']:.3f}", per)
+        (name, f"{np.mean(np.asarray(kept[f'eval/{key}'], float)):.3f}", per)
         for name, key, per in (
             ("Pace", "pace", "share of the reference's"),
             ("Pace of scripted experts", "pace_scripted", "share of the reference's"),

@@ -22,7 +22,9 @@ from projects.sophy.race_env import RaceEnv, RaceState
 from projects.sophy.racing_line import along
 
 ASIDE = 2.5  # speed at which one goes aside for others [m/s]
-OFF_LINE, SLOWEST_OFF_LINE = 0.08, 0.3  # speed given up per metre off the line [1/m], at most
+LEAST_SKILL, MOST_SKILL = -2.0, 1.5  # levels are continued so far
+OFF_LINE, SLOWEST_OFF_LINE = 0.08, 0.3  # speed given up in bends per metre off the line, at most
+TIGHT = 150.0  # radius of a bend in which that is given up whole [m]
 MARGIN = 0.2  # from the wheels to the white lines [m]
 
 
@@ -47,7 +49,7 @@ LEVELS: dict[str, tuple[float, float, float, float]] = {
 def level_of(skill: Array) -> Level:
     """The level of a skill [...], between and beyond those of `LEVELS`: 0 beginner, 1 expert."""
     table = jnp.asarray(list(LEVELS.values()), jnp.float32)
-    place = jnp.clip(skill, -2.0, 1.5) * (len(LEVELS) - 1)
+    place = jnp.clip(skill, LEAST_SKILL, MOST_SKILL) * (len(LEVELS) - 1)
     below = jnp.clip(jnp.floor(place).astype(jnp.int32), 0, len(LEVELS) - 2)
     low, high = table[below], table[below + 1]
     return Level(*jnp.moveaxis(low + (place - below)[..., None] * (high - low), -1, 0))
@@ -56,7 +58,7 @@ def level_of(skill: Array) -> Level:
 def scripted_actions(env: RaceEnv, race: RaceState, levels: Level) -> Array:
     """What scripted drivers of `levels`, leaves [M], do in every slot: actions [M, 2].
 
-    `env` must have racing lines.
+    The actions are those of `steering=line`, which `env` must have.
     """
     drives, track = race.drives, env.solo.track_of(race.drives.circuit[0])
     lines, cars = jax.vmap(env.solo.line_of)(drives), drives.car
@@ -116,7 +118,11 @@ def scripted_actions(env: RaceEnv, race: RaceState, levels: Level) -> Array:
     later = REACTION + jnp.stack([jnp.zeros(num_cars), levels.early], 1)
     ahead = drives.s[:, None] + speed[:, None] * later
     wanted = levels.pace * jnp.min(along_each(lines.speed, track, ahead), axis=1)
-    wanted *= 1.0 - jnp.minimum(OFF_LINE * jnp.abs(aside), SLOWEST_OFF_LINE)
+    # Off the line a bend is tighter than that speed is for.
+    places = drives.s[:, None] + reach[:, None] * jnp.array([0.5, 1.0, 2.0, 3.0])
+    bends = jax.vmap(jax.vmap(lambda s: tracks.at(track, s).curvature))(places)
+    bend = jnp.minimum(jnp.max(jnp.abs(bends), axis=1) * TIGHT, 1.0)
+    wanted *= 1.0 - bend * jnp.minimum(OFF_LINE * jnp.abs(aside), SLOWEST_OFF_LINE)
     wanted = jnp.minimum(wanted, top_speed)
     return jax.vmap(action_towards, (None, 0, 0, 0, 0, None))(
         track, drives, lines, wish, wanted, env.config.solo.line

@@ -1,10 +1,10 @@
-"""A first guess of the fastest lap: the quasi-steady lap on a smoothed line.
+"""A first guess of the fastest lap: the quasi-steady lap on a line.
 
-What `limit` starts from, and the circuit as numpy arrays that it needs. The line is the one of
-least squared curvature between the white lines (Heilmeier et al., "Minimum curvature trajectory
-planning and control for an autonomous race car", Vehicle System Dynamics 58, 2020), by linear least
-squares with bounds; the speed is `reference`'s; slips, steering and pedal follow from the forces
-that both take.
+What `limit` starts from, and the circuit as numpy arrays that it needs. The speed on a line is
+`reference`'s; slips, steering and pedal follow from the forces that both take. `smooth_line` is the
+one of least squared curvature between the white lines (Heilmeier et al., "Minimum curvature
+trajectory planning and control for an autonomous race car", Vehicle System Dynamics 58, 2020), by
+linear least squares with bounds, from where `racing_line` finds a faster one.
 """
 
 from itertools import pairwise

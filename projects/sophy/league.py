@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from core_rl import flags
 from core_rl.env import State, Wrapper, named_obs
 from core_rl.errors import UserError
 from core_rl.policy import Policy, load_policy
 from core_rl.types import Obs
-from projects.sophy.drivers import level_of, scripted_actions
+from projects.sophy.drivers import LEAST_SKILL, MOST_SKILL, level_of, scripted_actions
 from projects.sophy.race_env import RaceEnv, race_of
 from projects.sophy.scenarios import SCENARIOS, draw_setting, origins, table
 
@@ -53,6 +54,14 @@ class LeagueConfig:
                 raise ValueError(f"scenarios: the share of {name} must be positive, got {share}")
         if not self.scenarios:
             raise ValueError("scenarios: name at least one")
+        if len({name for name, _ in self.scenarios}) < len(self.scenarios):
+            raise ValueError(f"scenarios: each at most once, got {self.scenarios}")
+        low, high = self.skill
+        if not LEAST_SKILL <= low <= high <= MOST_SKILL:
+            raise ValueError(
+                f"skill must be two rising numbers from {LEAST_SKILL} to {MOST_SKILL}, "
+                f"got {self.skill}"
+            )
         for name in ("self_play", "frozen_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
@@ -60,7 +69,8 @@ class LeagueConfig:
 
 class LeagueRace(Wrapper):
     """See the module's text. `State.info` holds `scenario` [], the number in the configuration's
-    list, and of each slot [M] `driver`, `skill` and `action`.
+    list, and of each slot [M] `driver`, `skill`, `action`, and whether the learner drove it in the
+    last step (`learns`).
 
     Raises UserError for a frozen policy that cannot drive this race.
     """
@@ -68,6 +78,9 @@ class LeagueRace(Wrapper):
     def __init__(self, env: RaceEnv, config: LeagueConfig):
         if env.solo.config.steering != "line":
             raise UserError("--env.solo.steering: a league races with steering=line")
+        if env.config.laps:
+            # Who reaches the flag earns nothing more: a learner would wait before it.
+            raise UserError(f"--env.laps={env.config.laps}: a league races without end, laps=0")
         super().__init__(env)
         self.race, self.league = env, config
         self.names = tuple(name for name, _ in config.scenarios)
@@ -98,6 +111,7 @@ class LeagueRace(Wrapper):
             "driver": driver,
             "skill": lowest + (highest - lowest) * skill,
             "action": jnp.zeros((*shape, self.action_size)),
+            "learns": race_of(state).present & (driver == LEARNER),
         }
         return state.replace(info=info)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -107,15 +121,17 @@ class LeagueRace(Wrapper):
         action = jnp.where(driver == SCRIPTED, scripted, action)
         for number, racer in enumerate(self.frozen):
             action = jnp.where(driver == FROZEN + number, racer(named_obs(state)), action)
+        present = race_of(state).present
         state = self.race.step(state, action)
-        return state.replace(info={**state.info, "action": action})  # pyright: ignore[reportAttributeAccessIssue]
+        learns = present & (state.info["driver"] == LEARNER)
+        info = {**state.info, "action": action, "learns": learns}
+        return state.replace(info=info)  # pyright: ignore[reportAttributeAccessIssue]
 
     def membership(self, states: State) -> dict[str, Array]:
-        """Replay tables by scenario: states [N] to bool [R], where the learner drives a car that
-        has not left the race."""
-        learns = race_of(states).present & (states.info["driver"] == LEARNER)
+        """Replay tables by scenario: states [N] to bool [R], where the learner drove a car that was
+        in the race."""
         return {
-            name: (learns & (states.info["scenario"] == number)[:, None]).reshape(-1)
+            name: (states.info["learns"] & (states.info["scenario"] == number)[:, None]).reshape(-1)
             for number, name in enumerate(self.names)
         }
 
@@ -152,3 +168,17 @@ def check_racer(policy: Policy, name: str, env: RaceEnv) -> None:
             f"policy {name}: its actions are steering={steering}, the race's are "
             f"steering={env.solo.config.steering}"
         )
+    ours = flags.to_dict(env.config)
+    compared = [["solo", "line"], ["solo", "observation"]]
+    if "race" in extra:
+        compared.append(["opponents"])
+    for path in compared:
+        theirs, here = extra["race"] if "race" in extra else {"solo": trained}, ours
+        for part in path:
+            theirs, here = theirs.get(part, {}), here[part]
+        for option, value in theirs.items():
+            if here.get(option) != value:
+                raise UserError(
+                    f"policy {name}: it was trained with {'.'.join(path)}.{option}={value}, the "
+                    f"race has {here.get(option)}"
+                )

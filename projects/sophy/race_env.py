@@ -7,8 +7,8 @@ in a loose pack anywhere on the circuit; contact and slipstream are switches, we
 aids are the time trial's. The race is over for a car when it has crossed the line after its last
 lap, or has stood still for `RETIRES` seconds; it then leaves its slot, and nobody meets it again.
 
-Leaves of a `State` have a leading axis [M] where the time trial's have none. Episodes never
-terminate; the clock of whoever runs them truncates.
+Leaves of a `State` have a leading axis [M] where the time trial's have none. For a car that left
+the race, or never was in it, `done` is 1; otherwise the clock of whoever runs races ends them.
 """
 
 import copy
@@ -147,11 +147,14 @@ def classification(race: RaceState) -> Array:
     """Place [M] of every car, 1 the first: by finish, then by distance; empty slots come last."""
     finished = race.finish_time > 0.0
     entered = race.present | finished | race.retired
-    # Lower is better: finishers by time, then the others by distance.
-    late = 1e6 - jnp.where(jnp.isfinite(race.distance), race.distance, 0.0)
-    score = jnp.where(finished, race.finish_time - 1e6, late)
-    score = jnp.where(entered, score, jnp.inf)
-    return 1 + jnp.sum(score[None] < score[:, None], axis=1)
+    group = jnp.where(finished, 0, jnp.where(entered, 1, 2))
+    distance = jnp.where(jnp.isfinite(race.distance), race.distance, 0.0)
+    score = jnp.where(finished, race.finish_time, jnp.where(entered, -distance, 0.0))
+    # Compared apart, since one number for both would round the times.
+    better = (group[None] < group[:, None]) | (
+        (group[None] == group[:, None]) & (score[None] < score[:, None])
+    )
+    return 1 + jnp.sum(better, axis=1)
 
 
 def opponents(track: Track, race: RaceState, config: OpponentsConfig) -> Array:
@@ -220,7 +223,7 @@ class RaceEnv(Env):
                 f"{config.num_cars} cars need {needed:.0f} m of a circuit, "
                 f"the shortest has {shortest:.0f} m"
             )
-        self.sizes = jnp.asarray(config.field or (config.num_cars,), jnp.int32)
+        self.sizes = sizes_of(config)
 
     @property
     def num_agents(self) -> int:
@@ -293,7 +296,7 @@ class RaceEnv(Env):
             pipeline_state=race,  # pyright: ignore[reportArgumentType]
             obs=self._observe(race),
             reward=jnp.zeros(num_cars),
-            done=jnp.zeros(num_cars),
+            done=1.0 - present.astype(jnp.float32),
             metrics=jax.tree.map(jnp.zeros_like, self._metrics(race, terms)),
         )
 
@@ -309,6 +312,7 @@ class RaceEnv(Env):
             pipeline_state=current,
             obs=self._observe(current),
             reward=took_part * weighted_sum(terms, self.config.reward),
+            done=1.0 - current.present.astype(jnp.float32),
             metrics={**state.metrics, **self._metrics(current, terms)},
         )
 
@@ -479,11 +483,19 @@ def _nothing_judged(drives: DriveState, distance: Array) -> Stewarding:
     )
 
 
-def with_start(env: RaceEnv, start: Literal["grid", "rolling", "pack"]) -> RaceEnv:
-    """The same whose fields set off in another way."""
+def starting(
+    env: RaceEnv, start: Literal["grid", "rolling", "pack"], field: tuple[int, ...] = ()
+) -> RaceEnv:
+    """The same whose fields, of sizes `field`, set off in another way."""
     other = copy.copy(env)  # circuits, cars and references stay the same arrays
-    other.config = dataclasses.replace(env.config, start=start)
+    other.config = dataclasses.replace(env.config, start=start, field=field)
+    other.sizes = sizes_of(other.config)
     return other
+
+
+def sizes_of(config: RaceConfig) -> Array:
+    """The sizes of the field of which an episode draws one."""
+    return jnp.asarray(config.field or (config.num_cars,), jnp.int32)
 
 
 register_environment("sophy_race", RaceEnv)

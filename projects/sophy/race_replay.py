@@ -13,7 +13,7 @@ from projects.sophy.drive import Drive, ReferenceProfile
 from projects.sophy.driving import CONTROL_STEP
 from projects.sophy.laps import outline_of, record_of
 from projects.sophy.race_env import CONTACT_ENDS, RaceEnv, race_of
-from projects.sophy.replay import Event, replay_html
+from projects.sophy.replay import Event, Way, replay_html
 from projects.sophy.stewards import REASONS
 
 CHUNK = 600  # control steps that are simulated at once
@@ -22,7 +22,7 @@ SEVERITIES = ("light", "medium", "heavy")
 
 class RaceRecord(NamedTuple):
     drives: dict[str, Drive]  # of every car until it left the race
-    distances: list[np.ndarray]  # [T] of each [m]
+    ways: list[Way]
     events: list[Event]
 
 
@@ -66,7 +66,8 @@ def record_race(
     trace = jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
     cars = race_of(state).drives.car
     wanted = {field.name for field in dataclasses.fields(Drive)}
-    drives, distances = {}, []
+    finish = np.asarray(race_of(state).finish_time)
+    drives, ways = {}, []
     slots = np.flatnonzero(entered).tolist()
     for slot in slots:
         part = trace["present"][:, slot]
@@ -74,7 +75,8 @@ def record_race(
         size = float(cars.length[slot]), float(cars.width[slot])
         time = np.arange(int(part.sum())) * CONTROL_STEP
         drives[names[slot]] = Drive(time=time, car_size=size, **kept)
-        distances.append(trace["distance"][part, slot])
+        came_in = round(float(finish[slot]), 2) if finish[slot] > 0.0 else None
+        ways.append(Way(trace["distance"][part, slot], came_in))
     number = {slot: k for k, slot in enumerate(slots)}
     events = []
     for at, a, b in np.argwhere(trace["begins"]).tolist():
@@ -89,14 +91,15 @@ def record_race(
         said = f"{blamed} at fault ({why}, {how})" if blamed else f"no fault ({why}, {how})"
         text = f"{names[a]} and {names[b]} touch: {said}"
         events.append(Event(round(float(at * CONTROL_STEP), 1), number[a], number[b], text))
-    return RaceRecord(drives, distances, events)
+    return RaceRecord(drives, ways, events)
 
 
 def race_page(env: RaceEnv, state: State, record: RaceRecord, title: str) -> str:
     """The page of a recorded race that began with `state`."""
-    circuit = race_of(state).drives.circuit[0]
-    laps = env.solo.references.laps
-    lap = jax.device_get(jax.tree.map(lambda leaf: leaf[0, circuit], laps))
+    drives, references = race_of(state).drives, env.solo.references
+    circuit = drives.circuit[0]
+    row = references.row[drives.car_index[0]], circuit
+    lap = jax.device_get(jax.tree.map(lambda leaf: leaf[row], references.laps))
     reference = ReferenceProfile(s=lap.s, speed=lap.speed, lap_time=float(lap.lap_time))
     outline = outline_of(env.solo.track_of(circuit))
-    return replay_html(outline, record.drives, reference, title, record.distances, record.events)
+    return replay_html(outline, record.drives, reference, title, record.ways, record.events)

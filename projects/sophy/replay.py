@@ -32,6 +32,13 @@ class Event(NamedTuple):
     text: str
 
 
+class Way(NamedTuple):
+    """How far a car of a race had come, and when it was at the flag."""
+
+    distance: np.ndarray  # [T] [m]
+    finish: float | None  # since the first sample [s]
+
+
 class Paint(NamedTuple):
     """The colour of a surface, as #rrggbb."""
 
@@ -160,13 +167,13 @@ def replay_html(
     drives: dict[str, Drive],
     reference: ReferenceProfile,
     title: str,
-    distances: Sequence[np.ndarray] = (),
+    ways: Sequence[Way] = (),
     events: Sequence[Event] = (),
 ) -> str:
     """A page that replays the drives together, on their own clocks from the first sample on.
 
-    With `distances` [T] [m] of all drives it is a race, whose order and gaps are shown; `events`
-    are listed and marked.
+    With the `ways` of all drives it is a race, whose order and gaps are shown; `events` are listed
+    and marked.
 
     The fragment of its address sets it up: `#t=30&play&camera=follow&rate=2&car=1`.
     """
@@ -198,8 +205,10 @@ def replay_html(
         "cars": [_car_record(name, drive, outline, reference) for name, drive in drives.items()],
         "events": [event._asdict() for event in events],
     }
-    for record, drive, distance in zip(data["cars"], drives.values(), distances, strict=False):
-        record["distance"] = _numbers(distance[_kept(drive)], 1)
+    if ways:
+        for record, drive, way in zip(data["cars"], drives.values(), ways, strict=True):
+            record["distance"] = _numbers(way.distance[_kept(drive)], 1)
+            record["finish"] = way.finish
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         Path(__file__).with_name("replay.html").read_text(encoding="utf-8")
     )

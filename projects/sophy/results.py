@@ -27,7 +27,7 @@ class Results(NamedTuple):
     distance: Array  # from the line [m]
     laps: Array  # int32, completed
     fastest_lap: Array  # flying, 0 where there was none [s]
-    overtakes: Array  # int32, opponents that a car was behind and then ahead of, on the road
+    overtakes: Array  # int32, times that an opponent was ahead and then behind, on the road
     contacts: Array  # int32, begun
     faults: Array  # [M, 3] int32, contacts that it was blamed for: light, medium, heavy
     penalty: Array  # [s]
@@ -37,6 +37,7 @@ class Results(NamedTuple):
 
 
 class _Counts(NamedTuple):
+    laps: Array
     fastest_lap: Array
     overtakes: Array
     contacts: Array
@@ -58,7 +59,7 @@ def drive_races(
     slowest = jnp.max(length[:, None] / first.drives.pace, axis=1)
     most = (SLOWEST * slowest * (first.laps + 1) + WAIT) / CONTROL_STEP
     none = jnp.zeros(first.present.shape, jnp.int32)
-    begin = _Counts(jnp.zeros(none.shape), none, none, none, none)
+    begin = _Counts(none, jnp.zeros(none.shape), none, none, none, none)
 
     def goes_on(carry: tuple[State, _Counts, Array]) -> Array:
         return jnp.any(jnp.any(race_of(carry[0]).present, axis=1) & (carry[2] < most))
@@ -66,25 +67,35 @@ def drive_races(
     def advance(carry: tuple[State, _Counts, Array]):
         states, counts, steps = carry
         after = jax.vmap(env.step)(states, act(states))
-        # What happens after a race was broken off counts for nothing.
-        on_time = (steps < most)[:, None]
-        counts = jax.vmap(_count)(race_of(states), race_of(after), counts, on_time)
+        counted = jax.vmap(_count)(race_of(states), race_of(after), counts)
+        on_time = steps < most
+
+        def go_on(new: Array, old: Array) -> Array:
+            """A race that was broken off stays as it is, however long others last."""
+            return jnp.where(on_time.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+        after, counts = jax.tree.map(go_on, (after, counted), (states, counts))
         return after, counts, steps + 1
 
     states, counts, _ = jax.lax.while_loop(goes_on, advance, (states, begin, jnp.int32(0)))
     return jax.vmap(_conclude, (0, 0, None))(race_of(states), counts, penalty)
 
 
-def _count(before: RaceState, after: RaceState, counts: _Counts, on_time: Array) -> _Counts:
+def _count(before: RaceState, after: RaceState, counts: _Counts) -> _Counts:
     """Leaves [M]."""
-    takes_part = before.present & on_time
+    takes_part = before.present
     both = takes_part & takes_part[:, None]
     behind = before.distance[None] > before.distance[:, None]
     passed = both & behind & (after.distance[None] < after.distance[:, None])
     begins = (after.meetings.contact > 0.0) & (before.stewarding.apart > CONTACT_ENDS)
     lap_time = jnp.where(takes_part, after.drives.lap_time, 0.0)
-    quicker = (lap_time > 0.0) & ((counts.fastest_lap == 0.0) | (lap_time < counts.fastest_lap))
+    # The first lap began at the line, but from the grid.
+    flying = before.drives.laps_begun >= 2
+    quicker = (
+        flying & (lap_time > 0.0) & ((counts.fastest_lap == 0.0) | (lap_time < counts.fastest_lap))
+    )
     return _Counts(
+        laps=counts.laps + (lap_time > 0.0),
         fastest_lap=jnp.where(quicker, lap_time, counts.fastest_lap),
         overtakes=counts.overtakes + jnp.sum(passed, axis=1),
         contacts=counts.contacts + jnp.sum(begins & both, 0) + jnp.sum(begins & both, 1),
@@ -103,8 +114,7 @@ def _conclude(race: RaceState, counts: _Counts, penalty: float) -> Results:
         place=classification(race.replace(finish_time=time)),  # pyright: ignore[reportAttributeAccessIssue]
         time=time,
         distance=race.distance,
-        # An empty slot is simulated on.
-        laps=jnp.clip(race.drives.laps_begun - 1, 0, race.laps),
+        laps=counts.laps,
         fastest_lap=counts.fastest_lap,
         overtakes=counts.overtakes,
         contacts=counts.contacts,

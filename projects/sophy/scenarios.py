@@ -15,6 +15,7 @@ from scipy.signal import find_peaks
 
 from projects.sophy import track as tracks
 from projects.sophy.race_env import GRID_GAP, GRID_SHARE, MOST_CARS, RaceEnv
+from projects.sophy.racing_line import HALF_TRACK
 
 ANYWHERE, LINE, STRAIGHT, CORNER = range(4)  # where a situation begins
 FIRST, LAST, ANY_PLACE = range(3)  # of the car that it is about
@@ -36,7 +37,7 @@ class Scenario(NamedTuple):
     place: int = ANY_PLACE
     skill: tuple[float, float] = (0.0, 1.0)  # of opponents that are scripted
     scripted: bool = False  # whether all of them are
-    outside: float = 0.0  # where the car that it is about stands instead, if not 0: as `side`
+    outside: float = 0.0  # by how much all wheels of the car that it is about are off the road [m]
 
 
 SCENARIOS: dict[str, Scenario] = {
@@ -52,7 +53,7 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "corner": Scenario((2, 2), (0.5, 4.0), (0.6, 0.85), GRID_SHARE, True, CORNER),
     "attacked": Scenario((2, 3), (5.5, 15.0), (0.5, 0.85), place=FIRST, skill=(0.5, 1.0)),
-    "rejoin": Scenario((3, 5), (10.0, 40.0), (0.3, 0.6), place=FIRST, outside=1.1),
+    "rejoin": Scenario((3, 5), (10.0, 40.0), (0.3, 0.6), place=FIRST, outside=0.08),
 }
 
 
@@ -93,7 +94,7 @@ class Setting(NamedTuple):
 def draw_setting(env: RaceEnv, scenario: Scenario, places: Array, rng: Array) -> Setting:
     """One of a scenario (leaves []) on a circuit that is drawn; `places` are the `origins`."""
     num_cars = env.config.num_cars
-    keys = jax.random.split(rng, 9)
+    keys = jax.random.split(rng, 10)
     circuit = jax.random.randint(keys[0], (), 0, len(env.solo.circuits))
     track = env.solo.track_of(circuit)
     slots = jnp.arange(num_cars)
@@ -113,8 +114,6 @@ def draw_setting(env: RaceEnv, scenario: Scenario, places: Array, rng: Array) ->
     column = sign * jnp.where(place % 2 == 0, 1.0, -1.0)
     anywhere = jax.random.uniform(keys[5], (num_cars,), minval=-1.0)
     share = scenario.side * jnp.where(scenario.columns, column, anywhere)
-    outside = jnp.where(scenario.outside > 0.0, sign * scenario.outside, share)
-    share = jnp.where(slots == 0, outside, share)
     spread = 1.0 + SPREAD * jax.random.uniform(keys[6], (num_cars,), minval=-1.0)
     straight, corner = jax.random.choice(keys[7], places[circuit], axis=1)
     anywhere = jax.random.uniform(keys[8]) * track.length
@@ -123,11 +122,17 @@ def draw_setting(env: RaceEnv, scenario: Scenario, places: Array, rng: Array) ->
         [0.0, straight, corner],
         anywhere,
     )
+    way = way[place]
+    # Where it stands off the road, that is as far as the wheels on the other side are.
+    there = tracks.at(track, tracks.wrap(track, origin + way[0]))
+    half = jnp.where(sign > 0.0, there.width_left, there.width_right)
+    off_road = sign * (1.0 + (HALF_TRACK + scenario.outside) / half)
+    share = jnp.where((slots == 0) & (scenario.outside > 0.0), off_road, share)
     return Setting(
         circuit=circuit,
         present=slots < size,
         origin=tracks.wrap(track, origin),
-        distance=way[place],
+        distance=way,
         share=share,
-        speed_share=between(keys[6], scenario.speed) * spread,
+        speed_share=between(keys[9], scenario.speed) * spread,
     )

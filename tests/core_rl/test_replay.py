@@ -292,7 +292,7 @@ def test_any_masks_give_true_members_and_nothing_stale(player, data):
 
 
 def test_shares_round_to_whole_transitions():
-    # 0.33 of 10 is 3 and, halves to the even number, 0.25 of 10 is 2; the other 5 are uniform.
+    # 0.33 of 10 is 3; both shares are 0.58 of 10, which is 6, so 3 are the second's; 4 are uniform.
     replay = make_replay(capacity=8, num_envs=4, batch_size=10, n_step=1, table_shares=(0.33, 0.25))
     record = Record.random(3, 1, 4)
     row = jax.tree.map(lambda leaf: leaf[0], record.transitions())
@@ -303,7 +303,18 @@ def test_shares_round_to_whole_transitions():
         state = replay.add(replay.init(example(record)), row, masks)
         return replay.sample(state, jax.random.key(0), jnp.asarray(DISCOUNT))
 
-    np.testing.assert_array_equal(where(sample(row, masks))[5:, 1], [0, 0, 0, 3, 3])
+    np.testing.assert_array_equal(where(sample(row, masks))[4:, 1], [0, 0, 0, 3, 3, 3])
+
+
+def test_shares_that_fill_a_batch_fill_any_batch():
+    # Rounded one by one, 0.5 and 0.5 of 3 would be 4.
+    replay = make_replay(capacity=8, num_envs=4, batch_size=3, n_step=1, table_shares=(0.5, 0.5))
+    record = Record.random(3, 1, 4)
+    row = jax.tree.map(lambda leaf: leaf[0], record.transitions())
+    masks = jnp.zeros((4, 2), bool).at[0, 0].set(True).at[3, 1].set(True)
+    state = replay.add(replay.init(example(record)), row, masks)
+    batch = replay.sample(state, jax.random.key(0), jnp.asarray(DISCOUNT))
+    np.testing.assert_array_equal(where(batch)[:, 1], [0, 0, 3])
 
 
 @pytest.mark.parametrize(
@@ -314,7 +325,6 @@ def test_shares_round_to_whole_transitions():
         ({"table_shares": (0.6, 0.5)}, "sum to at most 1"),
         ({"table_shares": (-0.1,)}, "must be >= 0"),
         ({"table_shares": (0.5,), "table_capacity": 3}, "table_capacity 3 is less than num_envs 4"),
-        ({"table_shares": (0.5, 0.5), "batch_size": 3}, "do not fit a batch of 3"),
     ],
 )
 def test_sizes_that_do_not_fit_raise_one_clear_line(change, message):
