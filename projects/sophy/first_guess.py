@@ -30,6 +30,7 @@ from projects.sophy.tyre import Ground
 NUM_STATES, NUM_CONTROLS = 12, 2
 GEAR_BAND = 0.025  # share of the speed over which one gear passes into the next [-]
 LINE_SPACING = 5.0  # of the line's points [m]
+WALL_MARGIN = 0.9  # of the wheels to the walls, since bodies are wider and hands not exact [m]
 LINE_MARGIN = 0.3  # of the wheels to the white lines [m]
 
 
@@ -106,11 +107,13 @@ def smooth_line(
 
 def room_at(track: Track, s: np.ndarray, half_track: float) -> tuple[np.ndarray, np.ndarray]:
     """Least and largest lateral offsets [S] [m] at stations [S] [m] that keep wheels `half_track`
-    [m] to either side `LINE_MARGIN` inside the white lines; where a road is too narrow, its middle.
+    [m] to either side `LINE_MARGIN` inside the white lines and `WALL_MARGIN` from the walls; where
+    a road is too narrow, its middle.
     """
     course = course_at(track, s)
-    space = half_track + LINE_MARGIN
-    low, high = space - course.width_right, course.width_left - space
+    space, clear = half_track + LINE_MARGIN, half_track + WALL_MARGIN
+    low = np.maximum(space - course.width_right, clear - course.wall_right)
+    high = np.minimum(course.width_left - space, course.wall_left - clear)
     middle = 0.5 * (low + high)
     return np.minimum(low, middle - 0.05), np.maximum(high, middle + 0.05)
 
