@@ -37,6 +37,7 @@ __all__ = [
     "State",
     "StepInfo",
     "Wrapper",
+    "agents_as_rows",
     "create",
     "example_obs",
     "get_environment",
@@ -81,6 +82,11 @@ class EnvLoop(NamedTuple):
 def num_agents(env: Env) -> int | None:
     """None where an environment has a single agent and no axis for it."""
     return getattr(env, "num_agents", None)
+
+
+def agents_as_rows(values: Any) -> Any:
+    """Leaves [N, M, ...] as [R, ...]."""
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), values)
 
 
 def named_obs(state: State) -> Obs:
@@ -146,10 +152,7 @@ def make_env_loop(env: Env, episode_length: int, *, stagger: bool = False) -> En
         return num_envs * (agents or 1)
 
     def as_rows(values: Any) -> Any:
-        """Leaves [N, M, ...] as [R, ...], where there are several agents."""
-        if agents is None:
-            return values
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), values)
+        return values if agents is None else agents_as_rows(values)
 
     def by_row(values: jax.Array) -> jax.Array:
         """What holds for environments [N], for their agents [R]."""

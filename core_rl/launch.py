@@ -163,6 +163,12 @@ class Outcome(NamedTuple):
     rows: list[dict[str, Any]]  # of metrics.jsonl
     continue_command: str
 
+    @property
+    def kept(self) -> dict[str, Any]:
+        """The row of the evaluation whose policy was kept."""
+        epoch = load_policy(self.workdir / "policy").manifest["record"]["epoch"]
+        return next(row for row in self.rows if row["epoch"] == epoch)
+
     def numbers(self, epoch: int, steps: str) -> list[tuple[str, str, str]]:
         """Label, value and note of what the training took, for reports.
 

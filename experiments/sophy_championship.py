@@ -163,9 +163,14 @@ def mean_of(values: ArrayLike) -> dict[str, float | None]:
     return {"mean": float(numbers.mean()), "low": low, "high": high}
 
 
+def points_in(results: Results) -> np.ndarray:
+    """Points [C, 3, M] of all cars, as much as the races are worth."""
+    return np.asarray(points_of(jnp.asarray(results.place))) * np.array(WORTH)[:, None]
+
+
 def summary(results: Results, teams: tuple[str, str]) -> dict[str, Any]:
     """Per team: points, wins, and what happened per car and lap."""
-    points = np.asarray(points_of(jnp.asarray(results.place))) * np.array(WORTH)[:, None]
+    points = points_in(results)
     rows = {}
     for name, slots in (("team_a", OF_FIRST), ("team_b", ~OF_FIRST)):
         laps = np.maximum(np.asarray(results.laps)[..., slots].sum((1, 2)), 1)
@@ -194,7 +199,7 @@ def summary(results: Results, teams: tuple[str, str]) -> dict[str, Any]:
 
 def picture(results: Results, teams: tuple[str, str]) -> Figure:
     """Points per championship, and where each team's cars finished."""
-    points = np.asarray(points_of(jnp.asarray(results.place))) * np.array(WORTH)[:, None]
+    points = points_in(results)
     figure = Figure(figsize=(10.0, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     number = np.arange(1, len(points) + 1)

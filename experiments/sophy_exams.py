@@ -25,7 +25,6 @@ from experiments.sophy_championship import check_team, race_config_of, racer
 from projects.sophy.driving import CONTROL_STEP
 from projects.sophy.league import LeagueConfig, LeagueRace
 from projects.sophy.race_env import RaceEnv, race_of
-from projects.sophy.scenarios import SCENARIOS
 
 EXAM_SEED = 9_500_000  # settings; training and selection never see them
 SECONDS = 30.0
@@ -80,10 +79,13 @@ class Sat(NamedTuple):
     contacts: jax.Array  # control steps in contact
 
 
-def sit(
-    league: LeagueRace, env: RaceEnv, act: Callable[[State], jax.Array], exam: Exam, number: int
-) -> Sat:
-    """The league's only situation, drawn so often; `act` drives slot 0, the others as it drew."""
+def make_exam(
+    league: LeagueRace, env: RaceEnv, act: Callable[[State], jax.Array], num_settings: int
+) -> Callable[[int, float], Sat]:
+    """Builds `(scenario, grace) -> what came of its settings`, one program for all situations.
+
+    `act` drives slot 0, the others drive as the league draws.
+    """
     num_steps = round(SECONDS / CONTROL_STEP)
 
     def place(state: State, entered: jax.Array) -> jax.Array:
@@ -93,9 +95,7 @@ def sit(
     def reference_time(state: State) -> jax.Array:
         """When the reference would be where the driver is [s]."""
         drive = jax.tree.map(lambda leaf: leaf[0], race_of(state).drives)
-        references = env.solo.references
-        row = references.row[drive.car_index], drive.circuit
-        lap = jax.tree.map(lambda leaf: leaf[row], references.laps)
+        lap = env.solo.reference_of(drive.car_index, drive.circuit)
         length = env.solo.track_of(drive.circuit).length
         # The last station's way to the first belongs to the lap.
         s = jnp.append(lap.s, length)
@@ -103,18 +103,17 @@ def sit(
             drive.s, s, jnp.append(lap.time, lap.lap_time)
         )
 
-    def one(key: jax.Array) -> Sat:
-        begin = league.reset(key)
+    def one(scenario: jax.Array, grace: jax.Array, key: jax.Array) -> Sat:
+        begin = league.begin(scenario, key)
         entered = race_of(begin).present
 
         def step(state: State, number: jax.Array):
             state = league.step(state, act(state))
-            metrics = state.metrics
-            late = number >= exam.grace / CONTROL_STEP
-            return state, (
-                late * metrics["off_course_steps"][0],
-                metrics["contact_steps"][0],
+            late = number >= grace / CONTROL_STEP
+            off_course, contact = (
+                state.metrics[name][0] for name in ("off_course_steps", "contact_steps")
             )
+            return state, (late * off_course, contact)
 
         end, (off_course, contact) = jax.lax.scan(step, begin, jnp.arange(num_steps))
         return Sat(
@@ -125,8 +124,11 @@ def sit(
             contacts=jnp.sum(contact),
         )
 
-    keys = jax.random.split(jax.random.key(EXAM_SEED), number)
-    return jax.device_get(jax.jit(jax.vmap(one))(keys))
+    keys = jax.random.split(jax.random.key(EXAM_SEED), num_settings)
+    all_settings = jax.jit(jax.vmap(one, (None, None, 0)))
+    return lambda scenario, grace: jax.device_get(
+        all_settings(jnp.int32(scenario), jnp.float32(grace), keys)
+    )
 
 
 def judge_exam(exam: Exam, sat: Sat) -> dict[str, Any]:
@@ -150,12 +152,13 @@ def main(config: Exams) -> int:
         raise UsageError("--policy is missing: name a policy bundle's directory or scripted:LEVEL")
     check_team(config.policy)
     env = RaceEnv(dataclasses.replace(race_config_of((config.policy,), config.circuits), laps=0))
-    act, rows = racer(config.policy, env), {}
-    for name in config.only or tuple(SCENARIOS):
-        # The driver's own slot is the league's learner; nobody else is.
-        league = LeagueRace(env, LeagueConfig(scenarios=((name, 1.0),), self_play=0.0))
-        sat = sit(league, env, act, EXAMS[name], config.settings)
-        rows[name] = judge_exam(EXAMS[name], sat)
+    names = config.only or tuple(EXAMS)
+    # The driver's own slot is the league's learner; nobody else is.
+    every = tuple((name, 1.0) for name in names)
+    league = LeagueRace(env, LeagueConfig(scenarios=every, self_play=0.0))
+    sit, rows = make_exam(league, env, racer(config.policy, env), config.settings), {}
+    for number, name in enumerate(names):
+        rows[name] = judge_exam(EXAMS[name], sit(number, EXAMS[name].grace))
         if not config.json:
             row = rows[name]
             print(

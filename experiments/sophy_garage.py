@@ -39,12 +39,12 @@ import numpy as np
 from core_rl import flags
 from core_rl.evaluate import make_evaluator
 from core_rl.launch import Experiment, Outcome, RunConfig, report_end, run
-from core_rl.policy import load_policy
 from core_rl.report import CurveSpec, write_report
 from core_rl.tracking import read_record
 from core_rl.train import TrainConfig
 from core_rl.types import Metrics
-from experiments import sophy_report, sophy_time_trial
+from experiments import sophy_time_trial
+from experiments.sophy_report import TRAINING_CURVES
 from experiments.sophy_time_trial import EVALUATION_SEED, SophyTimeTrial, make_driving_learner
 from projects.sophy.field import field_membership
 from projects.sophy.observation import ObservationConfig
@@ -103,12 +103,7 @@ CURVES = [
     CurveSpec("Score", ("eval/score",), y_label="pace, less 0.01 per step off course"),
     CurveSpec("Pace", ("eval/pace/*",), y_label="share of the reference's"),
     CurveSpec("Off course", ("eval/off_course_steps/*",), y_label="steps per evaluated car"),
-    # What the time trial shows, but for what it evaluates.
-    *(
-        curve
-        for curve in sophy_report.CURVES
-        if not any(key.startswith("eval/") for key in curve.keys)
-    ),
+    *TRAINING_CURVES,
 ]
 
 
@@ -167,9 +162,7 @@ def make_experiment(config: SophyTimeTrial, task: str = "garage") -> tuple[Exper
 
 def write_garage_report(outcome: Outcome, env: TimeTrial) -> Path:
     """Writes the report, whose numbers are those of the policy that was kept; returns its path."""
-    workdir = outcome.workdir
-    epoch = load_policy(workdir / "policy").manifest["record"]["epoch"]
-    kept = next(row for row in outcome.rows if row["epoch"] == epoch)
+    workdir, kept = outcome.workdir, outcome.kept
     pace, off_course = (
         {
             key.removeprefix(prefix): float(np.mean(np.asarray(value, float)))
@@ -189,7 +182,7 @@ def write_garage_report(outcome: Outcome, env: TimeTrial) -> Path:
     ]
     numbers += [
         ("Cars and circuits", f"{len(env.entrants)} and {len(env.circuits)}", "drawn per episode"),
-        *outcome.numbers(epoch, "of 0.1 s, all cars"),
+        *outcome.numbers(kept["epoch"], "of 0.1 s, all cars"),
     ]
     path = workdir / "report.html"
     write_report(

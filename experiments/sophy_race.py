@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from core_rl import flags
-from core_rl.env import State, named_obs
+from core_rl.env import State, agents_as_rows, named_obs
 from core_rl.errors import UserError
 from core_rl.launch import (
     Experiment,
@@ -38,13 +38,14 @@ from core_rl.launch import (
     report_end,
     run,
 )
-from core_rl.policy import load_policy
 from core_rl.qr_sac import QRSACConfig
 from core_rl.report import CurveSpec, write_report
 from core_rl.tracking import read_record
 from core_rl.train import TrainConfig
 from core_rl.types import Agent, Metrics
-from experiments import sophy_report, sophy_time_trial
+from experiments import sophy_time_trial
+from experiments.sophy_garage import long_schedule
+from experiments.sophy_report import TRAINING_CURVES
 from experiments.sophy_time_trial import EVALUATION_SEED
 from projects.sophy.drivers import level_of, scripted_actions
 from projects.sophy.driving import CONTROL_STEP
@@ -79,10 +80,7 @@ class SophyRace:
         actor_obs=("state", "racing_line", "opponents"),
         critic_obs=("state", "privileged_state", "racing_line", "opponents"),
         smoothness=2.0,
-        anneal_updates=512 * NUM_EPOCHS * 9 // 10,
-        lr_decay_updates=512 * NUM_EPOCHS,
-        lr_final=0.05,
-        actor_average=0.999,
+        **long_schedule(NUM_EPOCHS),
     )
     train: TrainConfig = TrainConfig(
         num_envs=32,
@@ -107,12 +105,7 @@ CURVES = [
     CurveSpec("Pace", ("eval/pace", "eval/pace_scripted"), y_label="share of the reference's"),
     CurveSpec("Faults", ("eval/faults", "eval/faults_scripted"), y_label="per car and minute"),
     CurveSpec("Off course", ("eval/off_course_steps",), y_label="steps per car and minute"),
-    # What the time trial shows, but for what it evaluates.
-    *(
-        curve
-        for curve in sophy_report.CURVES
-        if not any(key.startswith("eval/") for key in curve.keys)
-    ),
+    *TRAINING_CURVES,
 ]
 
 
@@ -124,8 +117,8 @@ def make_evaluation(env: RaceEnv, agent: Agent) -> Callable[[Any], Metrics]:
     def evaluate(agent_state: Any) -> Metrics:
         def step(carry: tuple[State, Any], _: None):
             state, policy_carry = carry
-            flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), named_obs(state))
-            action, policy_carry = agent.greedy(agent_state, policy_carry, flat)
+            seen = agents_as_rows(named_obs(state))
+            action, policy_carry = agent.greedy(agent_state, policy_carry, seen)
             scripted = jax.vmap(lambda race: scripted_actions(env, race, experts))(race_of(state))
             action = jnp.where(ours[:, None], action.reshape(scripted.shape), scripted)
             before = race_of(state)
@@ -195,8 +188,7 @@ def make_experiment(config: SophyRace) -> tuple[Experiment, RaceEnv]:
 def write_race_report(outcome: Outcome) -> Path:
     """Writes the report; returns its path."""
     path = outcome.workdir / "report.html"
-    epoch = load_policy(outcome.workdir / "policy").manifest["record"]["epoch"]
-    kept = next(row for row in outcome.rows if row["epoch"] == epoch)
+    kept = outcome.kept
     numbers = [
         (name, f"{np.mean(np.asarray(kept[f'eval/{key}'], float)):.3f}", per)
         for name, key, per in (
@@ -211,6 +203,7 @@ def write_race_report(outcome: Outcome) -> Path:
             ("Off course", "off_course_steps", "steps of 600 per car"),
         )
     ]
+    numbers += outcome.numbers(kept["epoch"], "of 0.1 s, all races")
     write_report(
         path,
         title="A race",

@@ -19,10 +19,7 @@ from projects.sophy.time_trial import TimeTrial
 REPORT_LAPS = 10
 REPLAY_LAPS = 2
 
-CURVES = [
-    CurveSpec("Lap time over the reference's", ("eval/ratio",), y_label="ratio"),
-    CurveSpec("Pace of all cars", ("eval/pace",), y_label="share of the reference's distance"),
-    CurveSpec("Off course", ("eval/off_course_steps",), y_label="steps per evaluated car"),
+TRAINING_CURVES = [  # what every task with these rewards shows of its training
     CurveSpec("Reward in training", ("rollout/reward",), y_label="per step"),
     CurveSpec(
         "Progress", ("rollout/reward/progress",), y_label="metres per step", section="Reward"
@@ -40,6 +37,13 @@ CURVES = [
     CurveSpec("Speed", ("time/updates_per_second",), y_label="updates per second", section="Time"),
 ]
 
+CURVES = [
+    CurveSpec("Lap time over the reference's", ("eval/ratio",), y_label="ratio"),
+    CurveSpec("Pace of all cars", ("eval/pace",), y_label="share of the reference's distance"),
+    CurveSpec("Off course", ("eval/off_course_steps",), y_label="steps per evaluated car"),
+    *TRAINING_CURVES,
+]
+
 
 def title_of(env: TimeTrial) -> str:
     """Car and circuit; a circuit from a file goes by the file's name."""
@@ -50,7 +54,7 @@ def title_of(env: TimeTrial) -> str:
 def drive_pictures(evaluation: Evaluation) -> dict[str, bytes]:
     """PNG pictures by name: `map` and `telemetry`, of the best of the flying laps."""
     env, laps = evaluation.env, evaluation.laps
-    outline, profile = outline_of(env.track), profile_of(env)
+    outline, profile = outline_of(env.track), profile_of(env.reference)
     return {
         "map": encode_png(track_map(outline, laps.drive, profile, title_of(env))),
         "telemetry": encode_png(telemetry(laps.drive, outline, profile)),
@@ -63,7 +67,7 @@ def drive_replay(evaluation: Evaluation) -> str:
     return replay_html(
         outline_of(env.track),
         {env.config.car: shorten(laps.drive, REPLAY_LAPS)},
-        profile_of(env),
+        profile_of(env.reference),
         title_of(env),
     )
 

@@ -29,7 +29,7 @@ from projects.sophy.tyre import Ground
 # forward and left that the loads follow, steering. Controls: the steering's rate and the pedal.
 NUM_STATES, NUM_CONTROLS = 12, 2
 GEAR_BAND = 0.025  # share of the speed over which one gear passes into the next [-]
-LINE_SPACING = 5.0  # of the line's points [m]
+LINE_SPACING, LINE_TOLERANCE = 10.0, 1e-4  # of a smooth line's points [m], of its least squares
 WALL_MARGIN = 0.9  # of the wheels to the walls, since bodies are wider and hands not exact [m]
 LINE_MARGIN = 0.3  # of the wheels to the white lines [m]
 
@@ -83,16 +83,14 @@ def gear_ratio(car: Car, speed: Any, xp: Any) -> Any:
     return ratio
 
 
-def smooth_line(
-    track: Track, half_track: float, spacing: float = LINE_SPACING, tolerance: float = 1e-8
-) -> np.ndarray:
-    """Lateral offsets [M] [m], about `spacing` [m] apart, of the line with the least squared
-    curvature that wheels `half_track` [m] to either side can take.
+def smooth_line(track: Track, half_track: float) -> np.ndarray:
+    """Lateral offsets [M] [m], evenly spaced, of the line with the least squared curvature that
+    wheels `half_track` [m] to either side can take.
 
     To first order the curvature of a line at offset n is kappa + n'' + kappa^2 n.
     """
     length = float(track.length)
-    num = max(int(length / spacing), 200)
+    num = max(int(length / LINE_SPACING), 200)
     step = length / num
     course = course_at(track, np.arange(num) * step)
     bend = diags_array(
@@ -101,16 +99,15 @@ def smooth_line(
         shape=(num, num),
     ).tolil()
     bend[0, num - 1] = bend[num - 1, 0] = 1.0
-    low, high = room_at(track, np.arange(num) * step, half_track)
-    return lsq_linear(bend.tocsr(), -course.curvature * step**2, (low, high), tol=tolerance).x
+    room = room_on(course, half_track)
+    return lsq_linear(bend.tocsr(), -course.curvature * step**2, room, tol=LINE_TOLERANCE).x
 
 
-def room_at(track: Track, s: np.ndarray, half_track: float) -> tuple[np.ndarray, np.ndarray]:
-    """Least and largest lateral offsets [S] [m] at stations [S] [m] that keep wheels `half_track`
-    [m] to either side `LINE_MARGIN` inside the white lines and `WALL_MARGIN` from the walls; where
-    a road is too narrow, its middle.
+def room_on(course: Course, half_track: float) -> tuple[np.ndarray, np.ndarray]:
+    """Least and largest lateral offsets [S] [m] that keep wheels `half_track` [m] to either side
+    `LINE_MARGIN` inside the white lines and `WALL_MARGIN` from the walls; where a road is too
+    narrow, its middle.
     """
-    course = course_at(track, s)
     space, clear = half_track + LINE_MARGIN, half_track + WALL_MARGIN
     low = np.maximum(space - course.width_right, clear - course.wall_right)
     high = np.minimum(course.width_left - space, course.wall_left - clear)

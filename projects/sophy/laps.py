@@ -12,8 +12,10 @@ from core_rl.env import State, named_obs
 from core_rl.policy import Policy
 from core_rl.types import Key
 from projects.sophy import track as tracks
+from projects.sophy.car import Car
 from projects.sophy.drive import UNKNOWN, CircuitOutline, Drive, ReferenceProfile
 from projects.sophy.driving import CONTROL_STEP, DriveState
+from projects.sophy.reference import ReferenceLap
 from projects.sophy.surfaces import SURFACES
 from projects.sophy.time_trial import TimeTrial
 from projects.sophy.track import Track
@@ -136,18 +138,23 @@ def summarise(trace: dict[str, np.ndarray], env: TimeTrial, num_laps: int) -> La
     """The first `num_laps` flying laps of a recorded trace, leaves [T, ...]."""
     part = flying(trace["lap"], num_laps)
     lap_times = trace["lap_time"][part & (trace["lap_time"] > 0)]
-    names = {field.name for field in dataclasses.fields(Drive)}
-    kept = {name: values[part] for name, values in trace.items() if name in names}
-    size = (float(env.car.length), float(env.car.width))
-    time = (1 + np.flatnonzero(part)) * CONTROL_STEP
-    drive = Drive(time=time - time[0], car_size=size, **kept)
+    drive = drive_of(trace, part, env.car)
     return Laps(
         lap_times=[float(value) for value in lap_times],
         reference_time=float(env.reference.lap_time),
-        off_course_steps=int(np.sum(kept["off_course"])),
-        wall_contact_steps=int(np.sum(kept["wall_contact"])),
+        off_course_steps=int(np.sum(drive.off_course)),
+        wall_contact_steps=int(np.sum(drive.wall_contact)),
         drive=drive,
     )
+
+
+def drive_of(trace: dict[str, np.ndarray], part: np.ndarray, car: Car) -> Drive:
+    """The steps `part` [T] bool of one car's recorded trace, leaves [T, ...]."""
+    names = {field.name for field in dataclasses.fields(Drive)}
+    kept = {name: values[part] for name, values in trace.items() if name in names}
+    time = (1 + np.flatnonzero(part)) * CONTROL_STEP
+    size = float(car.length), float(car.width)
+    return Drive(time=time - time[0], car_size=size, **kept)
 
 
 def shorten(drive: Drive, num_laps: int) -> Drive:
@@ -187,8 +194,8 @@ def _surface_names(ground: np.ndarray) -> np.ndarray:
     return np.where(distance.min(axis=-1) < 1e-3, names, UNKNOWN)
 
 
-def profile_of(env: TimeTrial) -> ReferenceProfile:
-    reference = jax.device_get(env.reference)
+def profile_of(lap: ReferenceLap) -> ReferenceProfile:
+    reference = jax.device_get(lap)
     return ReferenceProfile(
         s=reference.s, speed=reference.speed, lap_time=float(reference.lap_time)
     )

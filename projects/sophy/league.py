@@ -91,21 +91,25 @@ class LeagueRace(Wrapper):
         self.frozen = [load_racer(path, env) for path in config.frozen]
 
     def reset(self, rng: Array) -> State:
-        keys = jax.random.split(rng, 6)
-        scenario = jax.random.choice(keys[0], len(self.names), p=self.chances)
+        key, rng = jax.random.split(rng)
+        return self.begin(jax.random.choice(key, len(self.names), p=self.chances), rng)
+
+    def begin(self, scenario: Array, rng: Array) -> State:
+        """A race that begins in situation number `scenario` [] of the configuration's list."""
+        keys = jax.random.split(rng, 5)
         row = jax.tree.map(lambda leaf: leaf[scenario], self.table)
-        state = self.race.start(*draw_setting(self.race, row, self.origins, keys[1]))
+        state = self.race.start(*draw_setting(self.race, row, self.origins, keys[0]))
         shape, config = (self.race.config.num_cars,), self.league
-        learner = jax.random.uniform(keys[2], shape) < config.self_play * ~row.scripted
+        learner = jax.random.uniform(keys[1], shape) < config.self_play * ~row.scripted
         driver = jnp.where(learner, LEARNER, SCRIPTED)
         if self.frozen:
-            which = jax.random.randint(keys[3], shape, FROZEN, FROZEN + len(self.frozen))
-            is_frozen = jax.random.uniform(keys[4], shape) < config.frozen_share * ~row.scripted
+            which = jax.random.randint(keys[2], shape, FROZEN, FROZEN + len(self.frozen))
+            is_frozen = jax.random.uniform(keys[3], shape) < config.frozen_share * ~row.scripted
             driver = jnp.where(~learner & is_frozen, which, driver)
         driver = driver.at[0].set(LEARNER)
         # A scenario's own bounds are shares of the league's.
         (low, high), (lowest, highest) = row.skill, config.skill
-        skill = low + (high - low) * jax.random.uniform(keys[5], shape)
+        skill = low + (high - low) * jax.random.uniform(keys[4], shape)
         info = {
             "scenario": scenario,
             "driver": driver,

@@ -138,6 +138,11 @@ class RaceState:
     stewarding: Stewarding
 
 
+def contacts_begun(before: Stewarding, met: Meetings) -> Array:
+    """Which pairs of cars [M, M] bool began to touch in a step after `before`, first < second."""
+    return (met.contact > 0.0) & (before.apart > CONTACT_ENDS)
+
+
 def race_of(state: State) -> RaceState:
     """The race that a state of `RaceEnv` holds."""
     return state.pipeline_state  # pyright: ignore[reportReturnType]
@@ -356,8 +361,7 @@ class RaceEnv(Env):
         self, track: Track, before: Stewarding, drives: DriveState, met: Meetings, distance: Array
     ) -> Stewarding:
         """Judges the contacts that began in a step, and remembers what it led to."""
-        cars, touching = drives.car, met.contact > 0.0
-        begins = touching & (before.apart > CONTACT_ENDS)
+        cars, begins = drives.car, contacts_begun(before, met)
         chained = jnp.minimum(before.calm, before.calm[:, None]) < SECOND
         # Across the course at the first car, from the world.
         angle = jnp.arctan2(drives.placement.sine, drives.placement.cosine)
@@ -389,7 +393,7 @@ class RaceEnv(Env):
         involved = of_either(verdicts.first | verdicts.second)
         return Stewarding(
             trace=_remember(before.trace, _seen(drives, distance)),
-            apart=jnp.where(touching, 0, before.apart + 1),
+            apart=jnp.where(met.contact > 0.0, 0, before.apart + 1),
             calm=jnp.where(involved, 0, before.calm + 1),
             verdicts=verdicts,
             severity=jnp.where(begins, how, 0),
@@ -398,14 +402,11 @@ class RaceEnv(Env):
 
     def _braking_need(self, track: Track, drives: DriveState) -> Array:
         """Deceleration [M] [m/s^2] that the reference laps have where the cars are."""
-        references = self.solo.references
 
         def need(car_index: Array, circuit: Array, s: Array) -> Array:
-            row = references.row[car_index]
-            stations = references.laps.s[row, circuit]
-            speeds = references.laps.speed[row, circuit]
+            lap = self.solo.reference_of(car_index, circuit)
             here, there = jnp.interp(
-                s + jnp.array([0.0, NEED_OVER]), stations, speeds, period=track.length
+                s + jnp.array([0.0, NEED_OVER]), lap.s, lap.speed, period=track.length
             )
             return jnp.maximum(here**2 - there**2, 0.0) / (2.0 * NEED_OVER)
 

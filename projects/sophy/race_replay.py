@@ -1,6 +1,5 @@
 """A race recorded car by car, and the page that replays it with what the stewards said."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,10 +8,10 @@ import numpy as np
 from jax import Array
 
 from core_rl.env import State
-from projects.sophy.drive import Drive, ReferenceProfile
+from projects.sophy.drive import Drive
 from projects.sophy.driving import CONTROL_STEP
-from projects.sophy.laps import outline_of, record_of
-from projects.sophy.race_env import CONTACT_ENDS, RaceEnv, race_of
+from projects.sophy.laps import drive_of, outline_of, profile_of, record_of
+from projects.sophy.race_env import RaceEnv, contacts_begun, race_of
 from projects.sophy.replay import Event, Way, replay_html
 from projects.sophy.stewards import REASONS
 
@@ -49,7 +48,7 @@ def record_race(
             "drive": jax.vmap(record_of)(race.drives),
             "distance": race.distance,
             "present": before.present,
-            "begins": (race.meetings.contact > 0.0) & (before.stewarding.apart > CONTACT_ENDS),
+            "begins": contacts_begun(before.stewarding, race.meetings),
             "first": verdicts.first,
             "second": verdicts.second,
             "reason": verdicts.reason,
@@ -64,24 +63,19 @@ def record_race(
         chunks.append(jax.device_get(chunk))
         goes_on = bool(race_of(state).present.any())
     trace = jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
-    cars = race_of(state).drives.car
-    wanted = {field.name for field in dataclasses.fields(Drive)}
-    finish = np.asarray(race_of(state).finish_time)
+    cars, finish = race_of(state).drives.car, np.asarray(race_of(state).finish_time)
     drives, ways = {}, []
     slots = np.flatnonzero(entered).tolist()
     for slot in slots:
         part = trace["present"][:, slot]
-        kept = {k: v[part, slot] for k, v in trace["drive"].items() if k in wanted}
-        size = float(cars.length[slot]), float(cars.width[slot])
-        time = np.arange(int(part.sum())) * CONTROL_STEP
-        drives[names[slot]] = Drive(time=time, car_size=size, **kept)
+        own = {name: values[:, slot] for name, values in trace["drive"].items()}
+        car = jax.tree.map(lambda leaf, slot=slot: leaf[slot], cars)
+        drives[names[slot]] = drive_of(own, part, car)
         came_in = round(float(finish[slot]), 2) if finish[slot] > 0.0 else None
         ways.append(Way(trace["distance"][part, slot], came_in))
     number = {slot: k for k, slot in enumerate(slots)}
     events = []
     for at, a, b in np.argwhere(trace["begins"]).tolist():
-        if a not in number or b not in number:
-            continue
         first, second = trace["first"][at, a, b], trace["second"][at, a, b]
         blamed = " and ".join(
             names[slot] for slot, is_blamed in ((a, first), (b, second)) if is_blamed
@@ -96,10 +90,8 @@ def record_race(
 
 def race_page(env: RaceEnv, state: State, record: RaceRecord, title: str) -> str:
     """The page of a recorded race that began with `state`."""
-    drives, references = race_of(state).drives, env.solo.references
+    drives = race_of(state).drives
     circuit = drives.circuit[0]
-    row = references.row[drives.car_index[0]], circuit
-    lap = jax.device_get(jax.tree.map(lambda leaf: leaf[row], references.laps))
-    reference = ReferenceProfile(s=lap.s, speed=lap.speed, lap_time=float(lap.lap_time))
+    reference = profile_of(env.solo.reference_of(drives.car_index[0], circuit))
     outline = outline_of(env.solo.track_of(circuit))
     return replay_html(outline, record.drives, reference, title, record.ways, record.events)

@@ -16,7 +16,7 @@ from jax import Array
 from projects.sophy import track as tracks
 from projects.sophy.car import Car
 from projects.sophy.cars import load_car
-from projects.sophy.first_guess import room_at, smooth_line
+from projects.sophy.first_guess import course_at, room_on, smooth_line
 from projects.sophy.reference import (
     Envelope,
     envelopes_by_road,
@@ -26,7 +26,6 @@ from projects.sophy.reference import (
 )
 from projects.sophy.track import NUM_NODES, Track
 
-ROUGHLY = (10.0, 1e-4)  # spacing [m] and tolerance of the line that the descent starts from
 STEP, NUM_STEPS = 0.2, 200  # of the descent [m]
 NUM_STATIONS = 512  # of a line and its speeds
 LINE_CAR = "gt3_fr"  # whose lap the line makes short
@@ -66,7 +65,7 @@ def fastest_lines(stack: Track, car: Car, half_track: float) -> Array:
     quasi-steady lap of a car takes least time.
 
     By gradient descent through that lap (Adam), from the lines of least curvature. Wheels
-    `half_track` [m] to either side stay `LINE_MARGIN` inside the white lines but for what
+    `half_track` [m] to either side have the room of `first_guess.room_on` but for what
     `reference.smoothing` rounds off.
     """
     envelopes_on_road = envelopes_by_road(jax.tree.map(lambda leaf: leaf[None], car))
@@ -75,8 +74,8 @@ def fastest_lines(stack: Track, car: Car, half_track: float) -> Array:
         track = jax.tree.map(lambda leaf, i=i: leaf[i], stack)
         length = float(track.length)
         nodes = np.arange(NUM_NODES) * length / NUM_NODES
-        low, high = room_at(track, nodes, half_track)
-        line = line_at_nodes(smooth_line(track, half_track, *ROUGHLY), length)
+        low, high = room_on(course_at(track, nodes), half_track)
+        line = line_at_nodes(smooth_line(track, half_track), length)
         within = jax.tree.map(lambda leaf: leaf[0], envelopes_on_road(track))
         problems.append((within, *(jnp.asarray(part, jnp.float32) for part in (low, high, line))))
     within, low, high, line = jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems)

@@ -103,17 +103,17 @@ def _numbers(values: np.ndarray, digits: int) -> list[float]:
     return [int(value) if value == int(value) else float(value) for value in rounded]
 
 
-def _kept(drive: Drive) -> np.ndarray:
-    """Samples that the page needs: no more than ten a second."""
-    tick = np.floor((drive.time - drive.time[0]) / REPLAY_INTERVAL + 1e-6)
-    return np.flatnonzero(np.diff(tick, prepend=-1))
-
-
 def _car_record(
-    name: str, drive: Drive, outline: CircuitOutline, reference: ReferenceProfile
+    name: str,
+    drive: Drive,
+    way: Way | None,
+    outline: CircuitOutline,
+    reference: ReferenceProfile,
 ) -> dict[str, Any]:
-    time, keep = drive.time, _kept(drive)
-    # What happened in between two samples is kept.
+    time = drive.time
+    # The page needs no more than ten samples a second; an event in between is kept.
+    tick = np.floor((time - time[0]) / REPLAY_INTERVAL + 1e-6)
+    keep = np.flatnonzero(np.diff(tick, prepend=-1))
     off_course = np.logical_or.reduceat(drive.off_course, keep)
     wall_contact = np.logical_or.reduceat(drive.wall_contact, keep)
     delta = reference_delta(drive, outline, reference)
@@ -135,6 +135,8 @@ def _car_record(
         "off_course": _numbers(off_course, 0),
         "wall_contact": _numbers(wall_contact, 0),
         "delta": _numbers(delta[keep], 2),
+        "distance": None if way is None else _numbers(way.distance[keep], 1),
+        "finish": None if way is None else way.finish,
         "laps": [
             {
                 "start": round(lap.start, 3),
@@ -202,13 +204,12 @@ def replay_html(
             "s": _numbers(reference.s[every], 1),
             "speed": _numbers(reference.speed[every], 2),
         },
-        "cars": [_car_record(name, drive, outline, reference) for name, drive in drives.items()],
+        "cars": [
+            _car_record(name, drive, way, outline, reference)
+            for (name, drive), way in zip(drives.items(), ways or [None] * len(drives), strict=True)
+        ],
         "events": [event._asdict() for event in events],
     }
-    if ways:
-        for record, drive, way in zip(data["cars"], drives.values(), ways, strict=True):
-            record["distance"] = _numbers(way.distance[_kept(drive)], 1)
-            record["finish"] = way.finish
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         Path(__file__).with_name("replay.html").read_text(encoding="utf-8")
     )

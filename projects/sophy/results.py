@@ -13,7 +13,7 @@ from jax import Array
 
 from core_rl.env import State
 from projects.sophy.driving import CONTROL_STEP
-from projects.sophy.race_env import CONTACT_ENDS, RaceEnv, RaceState, classification, race_of
+from projects.sophy.race_env import RaceEnv, RaceState, classification, contacts_begun, race_of
 
 SLOWEST, WAIT = 2.0, 60.0  # a race is broken off after so many reference laps' times and [s]
 POINTS = (10, 8, 6, 5, 4, 3, 2, 1)  # by place (Gran Turismo Sophy's Race Together events, 2021)
@@ -87,7 +87,7 @@ def _count(before: RaceState, after: RaceState, counts: _Counts) -> _Counts:
     both = takes_part & takes_part[:, None]
     behind = before.distance[None] > before.distance[:, None]
     passed = both & behind & (after.distance[None] < after.distance[:, None])
-    begins = (after.meetings.contact > 0.0) & (before.stewarding.apart > CONTACT_ENDS)
+    begins = contacts_begun(before.stewarding, after.meetings)
     lap_time = jnp.where(takes_part, after.drives.lap_time, 0.0)
     # The first lap began at the line, but from the grid.
     flying = before.drives.laps_begun >= 2

@@ -66,7 +66,7 @@ def origins(env: RaceEnv, most: int = 16) -> Array:
     """Where situations may begin: arc lengths [T, 2, most] [m], straights and corners."""
     found = []
     for i in range(len(env.solo.circuits)):
-        lap = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[0, i]), env.solo.references.laps)
+        lap = jax.device_get(env.solo.reference_of(env.car_index[0], jnp.int32(i)))
         length = float(env.solo.tracks.length[i])
         twice = np.tile(lap.speed, 2)  # a peak may lie where the lap begins
 

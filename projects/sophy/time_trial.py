@@ -154,6 +154,10 @@ class TimeTrial(Env):
         """Circuit number `circuit` [] of the stack, as a view."""
         return self.track if len(self.circuits) == 1 else tracks.select_track(self.tracks, circuit)
 
+    def reference_of(self, car_index: Array, circuit: Array) -> ReferenceLap:
+        """The quasi-steady lap of one car on one circuit, indices [] of the field."""
+        return _entry(self.references.laps, (self.references.row[car_index], circuit))
+
     def reset(self, rng: Array) -> State:
         """A start anywhere on a circuit, at a share of the reference speed there."""
         s_key, speed_key, offset_key, circuit_key, car_key = jax.random.split(rng, 5)
@@ -179,7 +183,7 @@ class TimeTrial(Env):
         """
         config = self.config
         car = _entry(self.cars, car_index)
-        lap = _entry(self.references.laps, (self.references.row[car_index], circuit))
+        lap = self.reference_of(car_index, circuit)
         track = self.track_of(circuit)
         point = tracks.at(track, s)
         offset = share * jnp.where(share > 0, point.width_left, point.width_right)
