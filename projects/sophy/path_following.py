@@ -26,6 +26,8 @@ SPEED_GAIN = 3.0  # acceleration asked for, per error of the speed [1/s]
 FULL_DRIVING = 8.0  # what the whole throttle is taken for [m/s^2]
 CORRECTIONS = 5  # of the hand per decision
 
+EDGE = 0.3  # what one aims at is so far inside the white lines [m]
+CLEARANCE = 0.7  # and the bodywork there so far from the walls, since it swings out and cuts in [m]
 REACTION = 0.15  # between a decision and what comes of it [s]
 
 
@@ -124,7 +126,10 @@ def along_line(
     axles, base = axles_of(track, drive), _way_back(track, drive, line, config)
     there = tracks.at(track, drive.s + reach_of(drive))
     aim = base + action[0] * _widest(drive, axles, config)
-    aim = jnp.clip(aim, -there.width_right, there.width_left)
+    clear = 0.5 * drive.car.width + CLEARANCE
+    low = jnp.maximum(EDGE - there.width_right, clear - there.wall_right)
+    high = jnp.minimum(there.width_left - EDGE, there.wall_left - clear)
+    aim = jnp.clip(aim, low, jnp.maximum(high, low))
     wanted, later = _expected(track, drive, line) * (config.usual + config.haste * action[1])
     steering = follow(track, drive, axles, aim)
     throttle, brake = pedals_for(drive, wanted, later)
@@ -140,6 +145,13 @@ def action_towards(
     swerve = (aim - _way_back(track, drive, line, config)) / widest
     haste = (wanted / _expected(track, drive, line)[0] - config.usual) / config.haste
     return jnp.clip(jnp.stack([swerve, haste]), -1.0, 1.0)
+
+
+def slowed(action: Array, share: float, config: LineConfig) -> Array:
+    """Actions [..., 2] of `along_line` that ask for a `share` of the speed that `action` does."""
+    swerve, haste = action[..., 0], action[..., 1]
+    slower = (share * (config.usual + config.haste * haste) - config.usual) / config.haste
+    return jnp.stack([swerve, jnp.clip(slower, -1.0, 1.0)], -1)
 
 
 def _way_back(track: Track, drive: DriveState, line: RacingLine, config: LineConfig) -> Array:
