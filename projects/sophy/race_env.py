@@ -4,8 +4,10 @@ per car.
 A slot of the field may be empty: `present` says which hold a car, so fields of any size up to
 `RaceConfig.num_cars` are one compilation. Cars set off from a standing grid, rolling in pairs, or
 in a loose pack anywhere on the circuit; contact and slipstream are switches, wear, fuel and
-aids are the time trial's. The race is over for a car when it has crossed the line after its last
-lap, or has stood still for `RETIRES` seconds; it then leaves its slot, and nobody meets it again.
+aids are the time trial's. A car that stands still, turned round or against a wall, is set back on
+the road by marshals after some seconds, since there is no reverse gear. The race is over for a car
+when it has crossed the line after its last lap, or has stood still for `RETIRES` seconds; it then
+leaves its slot, and nobody meets it again.
 
 Leaves of a `State` have a leading axis [M] where the time trial's have none. For a car that left
 the race, or never was in it, `done` is 1; otherwise the clock of whoever runs races ends them.
@@ -24,7 +26,7 @@ from jax import Array
 from core_rl.env import Env, State, register_environment
 from core_rl.errors import UserError
 from projects.sophy import track as tracks
-from projects.sophy.car import Car, body_middle
+from projects.sophy.car import Car, body_middle, rolling_start
 from projects.sophy.driving import CONTROL_STEP, DriveState, drive_metrics
 from projects.sophy.race import (
     Interaction,
@@ -50,6 +52,7 @@ from projects.sophy.stewards import (
 )
 from projects.sophy.time_trial import TimeTrial, TimeTrialConfig
 from projects.sophy.track import Track
+from projects.sophy.walls import place
 
 MOST_CARS = 20
 GRID_GAP = 8.0  # from one place of a grid to the next [m]
@@ -58,6 +61,8 @@ PACK_GAP = (10.0, 40.0)  # between the cars of a loose pack [m]
 GRID_SHARE = 0.45  # of the half width, where the columns of a grid stand
 RETIRES = 15.0  # a car that stands still for so long is out [s]
 STANDS = 1.0  # slower than this is standing still [m/s]
+SET_BACK_SHARE = 0.6  # of the half width, the farthest from the centre line that one is set back
+SET_BACK_ROOM = (20.0, 3.0)  # along and across, where no other car may be [m]
 NEED_OVER = 20.0  # way over which the lap's braking is looked at [m]
 CONTACT_ENDS = 5  # control steps without touching after which a contact is a new one
 
@@ -95,6 +100,7 @@ class RaceConfig:
     laps: int = 3  # length of the race; 0: without end
     contact: bool = True  # whether cars touch
     slipstream: bool = True  # whether wakes take drag and downforce
+    marshals: float = 5.0  # set a car back on the road that has stood still so long, 0: never [s]
     opponents: OpponentsConfig = OpponentsConfig()
     reward: RaceRewardConfig = RaceRewardConfig()  # counts instead of the time trial's
 
@@ -105,6 +111,8 @@ class RaceConfig:
             raise ValueError(f"field must hold sizes of 1 to {self.num_cars}, got {self.field}")
         if self.start not in ("grid", "rolling", "pack"):
             raise ValueError(f"start must be grid, rolling or pack, got {self.start!r}")
+        if not self.marshals >= 0:
+            raise ValueError(f"marshals must not be negative, got {self.marshals}")
         if self.laps < 0:
             raise ValueError(f"laps must not be negative, got {self.laps}")
 
@@ -342,6 +350,10 @@ class RaceEnv(Env):
         speed = jnp.sqrt(jnp.sum(drives.motion.velocity**2, -1))
         standing = jnp.where(speed < STANDS, previous.standing + CONTROL_STEP, 0.0)
         retires = (standing >= RETIRES) & previous.present & ~finishes
+        if config.marshals:
+            # Tried again where the road was not clear.
+            calls = standing // config.marshals > previous.standing // config.marshals
+            drives = _set_back(track, drives, previous.present, calls)
         distance = previous.distance + jnp.where(previous.present, drives.progress, 0.0)
         return RaceState(
             drives=drives,
@@ -443,6 +455,40 @@ class RaceEnv(Env):
     @property
     def backend(self) -> str:
         return "sophy"
+
+
+def _set_back(track: Track, drives: DriveState, present: Array, calls: Array) -> DriveState:
+    """Cars [M] that call for the marshals stand on the road in its direction, where it is clear."""
+    point = jax.vmap(tracks.at, (None, 0))(track, drives.s)
+    offset = jnp.clip(
+        drives.placement.offset,
+        -SET_BACK_SHARE * point.width_right,
+        SET_BACK_SHARE * point.width_left,
+    )
+    left = jnp.stack([-point.tangent[:, 1], point.tangent[:, 0]], -1)
+    stands = jax.vmap(rolling_start)(
+        drives.car,
+        point.position + offset[:, None] * left,
+        jnp.arctan2(point.tangent[:, 1], point.tangent[:, 0]),
+        jnp.zeros(offset.shape),
+    )
+    fuel, wear = drives.motion.fuel, drives.motion.wear
+    stands = dataclasses.replace(stands, fuel=fuel, wear=wear)
+    back = dataclasses.replace(
+        drives,
+        motion=stands,
+        placement=jax.vmap(place)(point, stands),
+        steering_target=jnp.zeros(offset.shape),
+    )
+    along, across = SET_BACK_ROOM
+    aside = jnp.abs(drives.placement.offset[None] - offset[:, None])
+    in_the_way = (jnp.abs(gaps(track, drives.s)) < along) & (aside < across)
+    moves = calls & present & ~jnp.any(in_the_way & opponents_of(present), axis=1)
+    return jax.tree.map(
+        lambda new, old: jnp.where(moves.reshape(-1, *(1,) * (old.ndim - 1)), new, old),
+        back,
+        drives,
+    )
 
 
 def _bodies(cars: Car) -> Bodies:

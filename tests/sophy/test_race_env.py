@@ -239,6 +239,25 @@ def test_a_car_that_stands_still_is_out(four):
     np.testing.assert_array_equal(states.reward[-3:, 1], 0.0)
 
 
+def test_a_car_that_stands_across_the_road_is_set_back_when_that_is_clear(four):
+    def turned(distance):
+        """The first car stands across the road."""
+        state = four.place(distance, present=[True, True, False, False], speed=0.0)
+        begun = state.pipeline_state
+        heading = begun.drives.motion.heading.at[0].add(0.5 * jnp.pi)
+        motion = dataclasses.replace(begun.drives.motion, heading=heading)
+        drives = dataclasses.replace(begun.drives, motion=motion)
+        return state.replace(pipeline_state=dataclasses.replace(begun, drives=drives))
+
+    still = jnp.zeros((52, 4, 2))
+    alone = four.drive(turned([20.0, 400.0, 0.0, 0.0]), still).pipeline_state.drives
+    facing = np.asarray(alone.placement.cosine[:, 0])
+    assert (np.abs(facing[:48]) < 0.2).all() and facing[-1] > 0.99
+    assert float(alone.motion.fuel[-1, 0]) <= float(alone.car.fuel_load[0, 0])
+    crowded = four.drive(turned([20.0, 30.0, 0.0, 0.0]), still).pipeline_state.drives
+    assert (np.abs(np.asarray(crowded.placement.cosine[:, 0])) < 0.2).all()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -246,6 +265,7 @@ def test_a_car_that_stands_still_is_out(four):
         ({"field": (5,)}, "field must hold sizes of 1 to 4"),
         ({"start": "flying"}, "start must be grid, rolling or pack"),
         ({"laps": -1}, "laps must not be negative"),
+        ({"marshals": -1.0}, "marshals must not be negative"),
     ],
 )
 def test_an_inconsistent_grid_is_refused(changes, message):
