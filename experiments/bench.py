@@ -3,18 +3,21 @@
     ./run bench
     ./run bench --json=bench.json
     ./run bench --only=steps,decisions
+    ./run bench --only=races --picture=races.png
 
 Learning: QR-SAC's training loop and brax's own SAC (`brax.training.agents.sac`, unmodified) take
 turns on the same environment, which costs nothing, with the same sizes: hidden layers 256 x 256,
 batch 256, 64 environments, 8 updates per step; ours with 32 quantiles, brax's with scalar critics.
 Simulation: control steps of the time trial (20 sub-steps of 5 ms) and of the return task (8 sweeps
-of 4 ms, joints at 1 kHz). Decisions: the committed policies, one observation at a time, as a
-control loop would ask them. Plans: the racing planner around the committed driver, one state at a
-time; and plain MPPI of the same size, ours and the package pytorch-mppi where it is installed, with
-the same network as dynamics and the same cost. Rewards: candidates of the reward search on the time
-trial, eight side by side in one process against one alone. Verdicts: random reward programs through
-the validator, its workers' start included. Start: processes of their own, without
-and with compilation cache. The median of the rounds is shown, with the range; of decisions and
+of 4 ms, joints at 1 kHz). Races: the same of 64 races with more and more cars, whose drivers do at
+random what a policy may, counted per car; `--picture=FILE` draws it. Decisions: the committed
+policies, one observation at a time, as a control loop would ask them. Plans: the racing planner
+around the committed driver, one state at a time; and plain MPPI of the same size, ours and the
+package pytorch-mppi where it is installed, with the same network as dynamics and the same cost.
+Rewards: candidates of the reward search on the time trial, eight side by side in one process
+against one alone. Verdicts: random reward programs through the validator, its workers' start
+included. Start: processes of their own, without and with compilation cache.
+The median of the rounds is shown, with the range; of decisions and
 plans the median and the 99th percentile.
 """
 
@@ -36,17 +39,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from brax.training.agents.sac import train as brax_sac
+from matplotlib.figure import Figure
 
 from core_rl import flags
 from core_rl.distributions import TanhNormal
 from core_rl.dynamics import load_dynamics
-from core_rl.env import Env, State
+from core_rl.env import Env, State, num_agents
 from core_rl.launch import trained_agent
 from core_rl.policy import load_policy
 from core_rl.qr_sac import QRSACConfig, make_qr_sac
+from core_rl.report import encode_png
 from core_rl.residual_mppi import ResidualMPPIConfig, make_residual_mppi
 from core_rl.reward_task import load_task
 from core_rl.train import TrainConfig, make_trainer
+from experiments import sophy_race
 from experiments.customise import MODEL_FILE
 from experiments.sophy_evaluate import env_config_of
 from experiments.sophy_time_trial import CONFIG
@@ -59,16 +65,18 @@ from projects.reward_llm.search.baselines import random_program
 from projects.reward_llm.validate import Job, Validator
 from projects.sophy.addons import parse_addon
 from projects.sophy.planning import RACING, make_planning_driver
+from projects.sophy.race_env import RaceEnv
 from projects.sophy.time_trial import TimeTrial
 
 OBS_SIZE, ACTION_SIZE = 128, 2
 NUM_ENVS, UPDATES_PER_STEP, BATCH_SIZE, HIDDEN = 64, 8, 256, (256, 256)
 CAPACITY = 65_536
-PARTS = ("start", "learning", "steps", "decisions", "plans", "rewards", "verdicts")
+PARTS = ("start", "learning", "steps", "races", "decisions", "plans", "rewards", "verdicts")
 POLICIES = {
     "time trial": "projects/sophy/policies/time_trial",
     "return": "projects/ace/policies/return",
 }
+RACES, FIELDS = 64, (2, 4, 8, 14, 20)  # races side by side, and cars in each
 NUM_DECISIONS = 3000
 NUM_VERDICTS = 127
 NUM_REWARDS, REWARD_EPOCHS = 8, 120  # candidates and epochs of a candidate in the reward search
@@ -88,6 +96,7 @@ class Bench:
         str, ...
     ] = ()  # parts, such as learning,rewards; a wrong name lists them; empty: all
     json: str = ""  # file for the results, machine-readable
+    picture: str = ""  # file for a picture of what races cost by their number of cars
 
     def __post_init__(self):
         if self.rounds < 1:
@@ -99,6 +108,8 @@ class Bench:
         for name in self.only:
             if name not in PARTS:
                 raise ValueError(f"only must be among {', '.join(PARTS)}, got {name!r}")
+        if self.picture and self.only and "races" not in self.only:
+            raise ValueError("picture is of the part races, which only leaves out")
 
 
 class FreeEnv(Env):
@@ -190,13 +201,15 @@ def brax_updates(num_updates: int) -> list[float]:
 
 
 def env_steps(env: Env, num_envs: int, num_rounds: int) -> list[float]:
-    """Control steps per second with random actions."""
+    """Control steps per second with random actions; those of every agent count."""
+    agents = num_agents(env)
+    shape = (num_envs, *(() if agents is None else (agents,)), env.action_size)
     num_steps = max(20, 4096 // num_envs)
 
     @jax.jit
     def drive(state: State, key: jax.Array) -> State:
         def step(state: State, key: jax.Array):
-            action = jax.random.uniform(key, (num_envs, env.action_size), minval=-1.0)
+            action = jax.random.uniform(key, shape, minval=-1.0)
             return jax.vmap(env.step)(state, action), None
 
         return jax.lax.scan(step, state, jax.random.split(key, num_steps))[0]
@@ -204,7 +217,39 @@ def env_steps(env: Env, num_envs: int, num_rounds: int) -> list[float]:
     state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), num_envs))
     keys = jax.random.split(jax.random.key(1), num_rounds + 1)
     timed(lambda: drive(state, keys[0]))
-    return [num_steps * num_envs / timed(lambda key=key: drive(state, key)) for key in keys[1:]]
+    steps = num_steps * num_envs * (agents or 1)
+    return [steps / timed(lambda key=key: drive(state, key)) for key in keys[1:]]
+
+
+def race_steps(rounds: int) -> dict[str, dict[str, float]]:
+    """Control steps of cars per second by the number of cars in a race, all there and rolling."""
+    speeds = {}
+    for num_cars in FIELDS:
+        config = dataclasses.replace(sophy_race.CONFIG.env, num_cars=num_cars, start="rolling")
+        speeds[str(num_cars)] = median_and_range(env_steps(RaceEnv(config), RACES, rounds))
+    return speeds
+
+
+def race_picture(speeds: dict[str, dict[str, float]]) -> Figure:
+    """What `race_steps` found: steps of cars per second, and milliseconds per step of a race."""
+    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    cars = np.array([int(number) for number in speeds])
+    low, median, high = (
+        np.array([by[name] for by in speeds.values()]) for name in ("min", "median", "max")
+    )
+    left.errorbar(cars, median, [median - low, high - median], fmt="o-", capsize=3.0)
+    left.axhline(30_000.0, color="0.6", linewidth=0.8, linestyle="--")
+    left.text(cars[-1], 30_500.0, "30,000", ha="right", fontsize=8, color="0.4")
+    left.set_ylabel("car steps per second")
+    right.plot(cars, 1e6 * cars / median, "o-")
+    right.set_ylabel("µs of a race's control step")
+    for axes in (left, right):
+        axes.set_xlabel("cars in a race")
+        axes.set_ylim(bottom=0.0)
+        axes.grid(alpha=0.3)
+    figure.suptitle(f"{RACES} races side by side", fontsize=10)
+    return figure
 
 
 def decision_times(bundle: Path) -> dict[str, float]:
@@ -489,6 +534,9 @@ def measure(config: Bench) -> dict[str, Any]:
             name: {str(n): median_and_range(env_steps(env, n, config.rounds)) for n in config.envs}
             for name, env in envs.items()
         }
+    if "races" in parts:
+        say("control steps per second of cars in races")
+        results["race_steps_per_second"] = race_steps(config.rounds)
     if "decisions" in parts:
         say("milliseconds per decision of the committed policies")
         root = Path(__file__).parents[1]
@@ -526,6 +574,8 @@ def table(results: dict[str, Any]) -> str:
     for name, by_number in results.get("control_steps_per_second", {}).items():
         for number, value in by_number.items():
             row(f"{name}, {number} environments: control steps/s", value)
+    for number, value in results.get("race_steps_per_second", {}).items():
+        row(f"{RACES} races of {number} cars: control steps of cars/s", value)
     for name, times in results.get("decision_ms", {}).items():
         shown = f"{times['median']:.3f}", f"99 %: {times['p99']:.3f}"
         rows.append((f"{name}, one decision of the policy [ms]", *shown))
@@ -562,11 +612,16 @@ def main(config: Bench) -> int:
     if config.json:
         path = Path(config.json).absolute()
         path.touch()  # an unwritable place is known before the minutes are spent
+    if config.picture:
+        Path(config.picture).touch()
     results = measure(config)
     print(f"{results['device']}, {results['cores']} cores, jax {results['jax']}, {results['date']}")
     print(table(results))
     if config.json:
         Path(config.json).write_text(json.dumps(results, indent=1) + "\n")
+    if config.picture:
+        picture = race_picture(results["race_steps_per_second"])
+        Path(config.picture).write_bytes(encode_png(picture))
     return 0
 
 
