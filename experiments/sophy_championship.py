@@ -1,6 +1,7 @@
 """Two teams of four over a championship, as in the Race Together events of 2021.
 
     ./run python -m experiments.sophy_championship --team_a=DIR --team_b=scripted:expert
+    ./run python -m experiments.sophy_championship --team_a=DIR --team_b=DIR@0.95
 
 A championship is three races of 4, 6 and 7 laps from a standing grid, on which the teams' cars
 stand in turn (who stands first is drawn, and the teams change places in every other
@@ -34,9 +35,9 @@ from core_rl.report import encode_png
 from experiments import sophy_race
 from experiments.ablation import interval
 from projects.sophy.drivers import LEVELS, level_of, scripted_actions
-from projects.sophy.league import load_racer
+from projects.sophy.league import directory_and_share, load_racer
 from projects.sophy.race_env import GRID_GAP, GRID_SHARE, RaceConfig, RaceEnv, race_of
-from projects.sophy.race_replay import race_page, record_race
+from projects.sophy.race_replay import gap_chart, race_page, record_race
 from projects.sophy.results import Results, drive_races, points_of
 
 LAPS = (4, 6, 7)
@@ -50,13 +51,13 @@ LEVEL_NAMES = tuple(LEVELS)
 
 @dataclasses.dataclass(frozen=True)
 class Championship:
-    team_a: str = ""  # directory of a policy bundle, or scripted:LEVEL
+    team_a: str = ""  # policy bundle's directory, DIR@0.95: less of its speed, or scripted:LEVEL
     team_b: str = "scripted:expert"  # the same
     circuits: str = ""  # of the three races in turn; empty: as the policy was trained
     races: int = 20  # championships of three races each
     penalty: float = 5.0  # per contact of medium or heavy severity with blame [s]
     seed: int = 0  # of the grids
-    out: str = "runs/sophy_championship"  # directory of the results, a picture and a replay
+    out: str = "runs/sophy_championship"  # directory of the results, pictures and a replay
     json: bool = False  # print one JSON object
 
     def __post_init__(self):
@@ -80,7 +81,7 @@ def race_config_of(teams: tuple[str, ...], circuits: str) -> RaceConfig:
     config = sophy_race.CONFIG.env
     for team in teams:
         if not team.startswith("scripted:"):
-            extra = load_policy(team).manifest["extra"]
+            extra = load_policy(directory_and_share(team)[0]).manifest["extra"]
             if extra.get("project") != "sophy":
                 raise UsageError(f"policy {team}: not trained by projects/sophy, it cannot race")
             if "race" in extra:
@@ -255,6 +256,8 @@ def main(config: Championship) -> int:
     record = record_race(env, act, begun, names, LONGEST)
     title = f"A: {config.team_a}, B: {config.team_b}, {LAPS[0]} laps of {env.solo.circuits[0]}"
     (out / "race.html").write_text(race_page(env, begun, record, title), encoding="utf-8")
+    length = float(env.solo.tracks.length[0])
+    (out / "race.png").write_bytes(encode_png(gap_chart(record, length, title)))
     told = summary(results, teams)
     if config.json:
         print(json.dumps({**told, "seconds": round(time.monotonic() - began, 1)}))
@@ -269,7 +272,8 @@ def main(config: Championship) -> int:
                 print(f"  {name.replace('_', ' '):34} {shown}")
         laps = ", ".join("none" if lap is None else f"{lap:.2f} s" for lap in row["fastest_laps"])
         print(f"  {'fastest laps':34} {laps}")
-    files = ", ".join(str(out / name) for name in ("races.jsonl", "championship.png", "race.html"))
+    written = ("races.jsonl", "championship.png", "race.html", "race.png")
+    files = ", ".join(str(out / name) for name in written)
     print(f"{files}, {time.monotonic() - began:.0f} s")
     return 0
 

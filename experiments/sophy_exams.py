@@ -55,7 +55,7 @@ EXAMS: dict[str, Exam] = {
 
 @dataclasses.dataclass(frozen=True)
 class Exams:
-    policy: str = ""  # directory of a policy bundle, or scripted:LEVEL
+    policy: str = ""  # policy bundle's directory, DIR@0.95: less of its speed, or scripted:LEVEL
     circuits: str = ""  # empty: as the policy was trained
     only: tuple[str, ...] = ()  # which exams; none: all
     settings: int = 64  # of each

@@ -39,7 +39,7 @@ from core_rl.launch import (
     run,
 )
 from core_rl.qr_sac import QRSACConfig
-from core_rl.report import CurveSpec, write_report
+from core_rl.report import CurveSpec, encode_png, write_report
 from core_rl.tracking import read_record
 from core_rl.train import TrainConfig
 from core_rl.types import Agent, Metrics
@@ -49,12 +49,14 @@ from experiments.sophy_report import TRAINING_CURVES
 from experiments.sophy_time_trial import EVALUATION_SEED
 from projects.sophy.drivers import level_of, scripted_actions
 from projects.sophy.driving import CONTROL_STEP
-from projects.sophy.league import LeagueConfig, LeagueRace
+from projects.sophy.league import LeagueConfig, LeagueRace, load_racer
 from projects.sophy.observation import ObservationConfig
 from projects.sophy.race_env import RaceConfig, RaceEnv, race_of, starting
+from projects.sophy.race_replay import RaceRecord, gap_chart, race_page, record_race
 from projects.sophy.race_reward import RaceRewardConfig
 
 EVALUATION_RACES, EVALUATION_STEPS = 16, 600
+SHOWN_SECONDS = 240.0  # of the race in the report
 NUM_EPOCHS = 400
 
 
@@ -109,9 +111,14 @@ CURVES = [
 ]
 
 
+def ours_of(env: RaceEnv) -> jax.Array:
+    """Which slots [M] the policy drives where it is measured, every other one."""
+    return jnp.arange(env.config.num_cars) % 2 == 0
+
+
 def make_evaluation(env: RaceEnv, agent: Agent) -> Callable[[Any], Metrics]:
     """Races in which the policy drives every other slot and scripted experts the rest."""
-    ours = jnp.arange(env.config.num_cars) % 2 == 0
+    ours = ours_of(env)
     experts = level_of(jnp.ones(env.config.num_cars))
 
     def evaluate(agent_state: Any) -> Metrics:
@@ -185,9 +192,30 @@ def make_experiment(config: SophyRace) -> tuple[Experiment, RaceEnv]:
     return experiment, env
 
 
-def write_race_report(outcome: Outcome) -> Path:
-    """Writes the report; returns its path."""
+def show_race(env: RaceEnv, policy: Path) -> tuple[RaceRecord, str]:
+    """A race from the grid, the policy in every other slot and scripted experts in the rest: what
+    happened, and its page."""
+    grid = starting(env, start="grid")
+    ours = ours_of(env)
+    ours_act, experts = load_racer(str(policy), grid), level_of(jnp.ones(ours.shape))
+
+    def act(state: State) -> jax.Array:
+        scripted = scripted_actions(grid, race_of(state), experts)
+        return jnp.where(ours[:, None], ours_act(named_obs(state)), scripted)
+
+    begun = jax.jit(grid.reset)(jax.random.key(EVALUATION_SEED))
+    names = [f"{'policy' if own else 'expert'} {k + 1}" for k, own in enumerate(ours.tolist())]
+    record = record_race(grid, act, begun, names, SHOWN_SECONDS)
+    return record, race_page(grid, begun, record, "The policy and scripted experts")
+
+
+def write_race_report(outcome: Outcome, env: RaceEnv) -> Path:
+    """Shows a race of the best policy and writes the report; returns its path."""
     path = outcome.workdir / "report.html"
+    record, page = show_race(env, outcome.workdir / "policy")
+    (outcome.workdir / "race.html").write_text(page, encoding="utf-8")
+    chart = encode_png(gap_chart(record, float(env.solo.tracks.length[0]), "A race from the grid"))
+    (outcome.workdir / "race.png").write_bytes(chart)
     kept = outcome.kept
     numbers = [
         (name, f"{np.mean(np.asarray(kept[f'eval/{key}'], float)):.3f}", per)
@@ -211,8 +239,8 @@ def write_race_report(outcome: Outcome) -> Path:
         command=outcome.continue_command,
         record=read_record(outcome.workdir) or {},
         numbers=numbers,
-        figures=[],
-        embedded_pages=[],
+        figures=[("A race", chart, "How far behind the leader each car is, in seconds.")],
+        embedded_pages=[("Replay", page, 640)],
         metrics=outcome.rows,
         curves=CURVES,
     )
@@ -220,9 +248,9 @@ def write_race_report(outcome: Outcome) -> Path:
 
 
 def train(config: SophyRace) -> int:
-    experiment, _ = make_experiment(config)
+    experiment, env = make_experiment(config)
     outcome = run(experiment, config.workdir)
-    report_end(outcome, write_race_report(outcome))
+    report_end(outcome, write_race_report(outcome, env))
     return outcome.exit_code
 
 

@@ -21,6 +21,7 @@ from core_rl.errors import UserError
 from core_rl.policy import Policy, load_policy
 from core_rl.types import Obs
 from projects.sophy.drivers import LEAST_SKILL, MOST_SKILL, level_of, scripted_actions
+from projects.sophy.path_following import slowed
 from projects.sophy.race_env import RaceEnv, race_of
 from projects.sophy.scenarios import SCENARIOS, draw_setting, origins, table
 
@@ -42,7 +43,7 @@ class LeagueConfig:
     )  # how often episodes are which of them
     self_play: float = 0.5  # share of opponents that the learner drives himself
     skill: tuple[float, float] = (0.0, 1.0)  # of scripted opponents, 0 beginner to 1 expert
-    frozen: tuple[str, ...] = ()  # policy bundles that drive a part of the rest
+    frozen: tuple[str, ...] = ()  # policies that drive a part of the rest, see `load_racer`
     frozen_share: float = 0.5  # that part
 
     def __post_init__(self):
@@ -140,14 +141,34 @@ class LeagueRace(Wrapper):
         }
 
 
-def load_racer(path: str | Path, env: RaceEnv) -> Callable[[Obs], Array]:
-    """The frozen policy of a bundle as a function of observations [M, ...].
+def load_racer(name: str, env: RaceEnv) -> Callable[[Obs], Array]:
+    """A frozen policy as a function of observations [M, ...].
+
+    `name` is a bundle's directory, or DIR@SHARE for the same driver at a share of the speed that
+    he asks for: slower, with what he has learnt about others.
 
     Raises UserError where it does not fit the race: other observations or actions.
     """
+    path, share = directory_and_share(name)
     policy = load_policy(path)
-    check_racer(policy, str(path), env)
-    return lambda obs: policy.apply(policy.params, obs)
+    check_racer(policy, path, env)
+    if share == 1.0:
+        return lambda obs: policy.apply(policy.params, obs)
+    return lambda obs: slowed(policy.apply(policy.params, obs), share, env.config.solo.line)
+
+
+def directory_and_share(name: str) -> tuple[str, float]:
+    """The parts of DIR@SHARE; a directory alone has the whole speed. Raises UserError."""
+    path, at, text = name.rpartition("@")
+    if not at or Path(name).exists():
+        return name, 1.0
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0.5 <= share <= 1.0:
+        raise UserError(f"policy {name}: a share of the speed, 0.5 to 1, follows @, got {text!r}")
+    return path, share
 
 
 def check_racer(policy: Policy, name: str, env: RaceEnv) -> None:

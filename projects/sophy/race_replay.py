@@ -1,4 +1,4 @@
-"""A race recorded car by car, and the page that replays it with what the stewards said."""
+"""A race recorded car by car, its chart, and the page that replays it with the stewards' words."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -6,8 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import Array
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 
 from core_rl.env import State
+from core_rl.report import GRID, INK, MUTED
 from projects.sophy.drive import Drive
 from projects.sophy.driving import CONTROL_STEP
 from projects.sophy.laps import drive_of, outline_of, profile_of, record_of
@@ -95,3 +98,61 @@ def race_page(env: RaceEnv, state: State, record: RaceRecord, title: str) -> str
     reference = profile_of(env.solo.reference_of(drives.car_index[0], circuit))
     outline = outline_of(env.solo.track_of(circuit))
     return replay_html(outline, record.drives, reference, title, record.ways, record.events)
+
+
+def gap_chart(record: RaceRecord, length: float, title: str) -> Figure:
+    """How far behind the leader every car was, in seconds, over the way from the line in laps of
+    `length` [m]; contacts for which the stewards blame a car are marked on both."""
+    figure = Figure(figsize=(10.0, 4.6), layout="constrained")
+    axes = figure.subplots()
+    ways = [np.maximum.accumulate(way.distance) for way in record.ways]
+    far = max((float(way[-1]) for way in ways), default=0.0)
+    grid = np.linspace(0.0, max(far, 1.0), 1000)
+    times = np.full((len(ways), len(grid)), np.nan)
+    for row, way in zip(times, ways, strict=True):
+        reached = (grid >= way[0]) & (grid <= way[-1])
+        # When a car first was there; where it stood, the curve goes straight up.
+        row[reached] = CONTROL_STEP * np.interp(grid[reached], way, np.arange(1, len(way) + 1))
+    passed = ~np.all(np.isnan(times), axis=0)
+    leader = np.full(len(grid), np.nan)
+    leader[passed] = np.nanmin(times[:, passed], axis=0)
+    gaps = times - leader
+    colours = colormaps["turbo"](np.linspace(0.05, 0.95, max(len(ways), 2)))
+    ends = []
+    for name, way, gap, colour in zip(record.drives, ways, gaps, colours, strict=False):
+        axes.plot(grid / length, gap, color=colour, linewidth=1.4)
+        last = np.flatnonzero(~np.isnan(gap))
+        if len(last):
+            ends.append((float(gap[last[-1]]), grid[last[-1]] / length, name, colour))
+        hits = [e for e in record.events if name in _names(record, e) and " at fault " in e.text]
+        for event in hits:
+            at = way[min(round(event.time / CONTROL_STEP), len(way) - 1)]
+            if at >= 0.0:
+                behind = np.interp(at, grid, gap)
+                axes.plot(at / length, behind, "x", color=INK, markersize=5.0)
+    # Names beside the ends of the curves, moved apart.
+    highest = max((gap for gap, *_ in ends), default=1.0)
+    apart, lowest = 0.045 * max(highest, 1.0), -np.inf
+    for gap, at, name, colour in sorted(ends, key=lambda end: end[0]):
+        lowest = max(gap, lowest + apart)
+        axes.annotate(
+            name,
+            (at, gap),
+            (far / length * 1.015, lowest),
+            color=colour,
+            fontsize=8,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.4},
+        )
+    axes.set_xlim(0.0, far / length * 1.08)
+    axes.invert_yaxis()
+    axes.set_xlabel("laps from the line")
+    axes.set_ylabel("seconds behind the leader")
+    axes.grid(color=GRID)
+    axes.set_title(f"{title} (crosses: contacts with blame)", fontsize=10, color=INK)
+    return figure
+
+
+def _names(record: RaceRecord, event: Event) -> tuple[str, str]:
+    names = list(record.drives)
+    return names[event.car], names[event.other]

@@ -10,9 +10,16 @@ import pytest
 
 from core_rl.errors import UserError
 from projects.sophy.drivers import LEVELS, level_of, scripted_actions
-from projects.sophy.league import LEARNER, SCRIPTED, LeagueConfig, LeagueRace
+from projects.sophy.league import (
+    LEARNER,
+    SCRIPTED,
+    LeagueConfig,
+    LeagueRace,
+    directory_and_share,
+)
+from projects.sophy.path_following import LineConfig, slowed
 from projects.sophy.race_env import RaceConfig, RaceEnv, race_of
-from projects.sophy.race_replay import race_page, record_race
+from projects.sophy.race_replay import gap_chart, race_page, record_race
 from projects.sophy.results import drive_races, points_of
 from projects.sophy.scenarios import SCENARIOS, draw_setting, origins, table
 from projects.sophy.time_trial import TimeTrialConfig
@@ -186,6 +193,40 @@ def test_a_race_is_replayed_with_its_order_and_what_the_stewards_say(env):
     data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
     assert data["events"][0]["car"] == 0 and data["events"][0]["other"] == 1
     assert len(data["cars"][0]["distance"]) == len(data["cars"][0]["time"])
+
+    axes = gap_chart(record, float(env.solo.track.length), "three cars").axes[0]
+    curves = [line for line in axes.lines if line.get_marker() != "x"]
+    gaps = np.stack([line.get_ydata() for line in curves])
+    assert len(curves) == 3
+    # Somebody leads wherever somebody was, and where all were, the others are behind him.
+    driven = ~np.isnan(gaps).all(axis=0)
+    np.testing.assert_array_equal(np.nanmin(gaps[:, driven], axis=0), 0.0)
+    at = np.flatnonzero(~np.isnan(gaps[:2]).any(axis=0))[-1]
+    far = float(curves[0].get_xdata()[at]) * float(env.solo.track.length)
+    times = [
+        np.interp(far, way.distance, 0.1 * np.arange(1, len(way.distance) + 1))
+        for way in record.ways[:2]
+    ]
+    assert gaps[0, at] - gaps[1, at] == pytest.approx(times[0] - times[1], abs=0.01)
+    # The one contact with blame, on both curves.
+    assert len(axes.lines) - len(curves) == 2 * len(record.events)
+
+
+def test_a_policy_is_asked_for_less_of_its_speed_by_its_name(tmp_path):
+    assert directory_and_share("runs/a") == ("runs/a", 1.0)
+    assert directory_and_share("runs/a@0.95") == ("runs/a", 0.95)
+    strange = tmp_path / "b@0.9"
+    strange.mkdir()
+    assert directory_and_share(str(strange)) == (str(strange), 1.0)
+    for wrong in ("runs/a@fast", "runs/a@1.2", "runs/a@nan", "runs/a@"):
+        with pytest.raises(UserError, match=r"a share of the speed, 0\.5 to 1, follows @"):
+            directory_and_share(wrong)
+    config = LineConfig(usual=0.85, haste=0.35)
+    actions = jnp.array([[0.2, 0.0], [-1.0, 1.0], [0.0, -1.0]])
+    less = np.asarray(slowed(actions, 0.9, config))
+    np.testing.assert_array_equal(less[:, 0], actions[:, 0])
+    # 0.9 of 0.85 and of 1.20; 0.9 of 0.50 is less than can be asked for.
+    np.testing.assert_allclose(0.85 + 0.35 * less[:, 1], [0.765, 1.08, 0.5], rtol=1e-6)
 
 
 def test_points_are_those_of_race_together():
