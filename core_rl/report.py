@@ -272,8 +272,10 @@ def write_report(
     metrics: Sequence[Mapping[str, Any]],
     curves: Sequence[CurveSpec],
     log_tail: str | None = None,
+    is_run: bool = True,
 ) -> None:
-    """Writes the page whole or not at all.
+    """Writes the page whole or not at all; of a measurement, which is no run (`is_run`), without
+    curves and record.
 
     `numbers` are (label, value, note), the first four of them large; `figures` (title, PNG or SVG,
     caption); `embedded_pages` (title, page, height in pixels). Everything may be empty: a run that
@@ -299,6 +301,7 @@ def write_report(
         num_rows=len(metrics),
         num_colours=NUM_COLOURS,
         log_tail=log_tail,
+        is_run=is_run,
     )
     path = Path(path)
     unfinished = path.with_name(path.name + ".tmp")

@@ -14,6 +14,7 @@ are means over championships with 95 % intervals (Student).
 
 import dataclasses
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from core_rl import flags
 from core_rl.env import State, named_obs
 from core_rl.errors import UsageError
 from core_rl.policy import load_policy
-from core_rl.report import encode_png
+from core_rl.report import encode_png, write_report
 from experiments import sophy_race
 from experiments.ablation import interval
 from projects.sophy.drivers import LEVELS, level_of, scripted_actions
@@ -179,19 +180,36 @@ def summary(results: Results, teams: tuple[str, str]) -> dict[str, Any]:
         best = np.where(results.fastest_lap > 0.0, results.fastest_lap, np.inf)[..., slots]
         best = best.min((0, 2))
         hard = results.faults[..., slots, 1:].sum((1, 2, 3))
+        overtakes, contacts, faults = (
+            values.sum((1, 2)).astype(float)
+            for values in (
+                results.overtakes[..., slots],
+                results.contacts[..., slots],
+                results.faults[..., slots, :].sum(-1),
+            )
+        )
         rows[name] = {
             "who": teams[0] if name == "team_a" else teams[1],
             "points": mean_of(total),
             "championships_won": mean_of((total > others).astype(float)),
             "races_won": mean_of((results.place[..., slots] == 1).sum((1, 2)) / len(LAPS)),
             "fastest_laps": [float(lap) if np.isfinite(lap) else None for lap in best],
-            "overtakes_per_car_and_lap": mean_of(results.overtakes[..., slots].sum((1, 2)) / laps),
-            "contacts_per_car_and_lap": mean_of(results.contacts[..., slots].sum((1, 2)) / laps),
-            "faults_per_car_and_lap": mean_of(results.faults[..., slots, :].sum((1, 2, 3)) / laps),
+            "place": mean_of(results.place[..., slots].mean((1, 2))),
+            "overtakes_per_car_and_lap": mean_of(overtakes / laps),
+            "contacts_per_car_and_lap": mean_of(contacts / laps),
+            "faults_per_car_and_lap": mean_of(faults / laps),
             "hard_faults_per_car_and_lap": mean_of(hard / laps),
+            # Of contacts that he was in, those he was blamed for.
+            "share_at_fault": mean_of(faults / np.maximum(contacts, 1.0)),
+            "contacts_per_hundred_overtakes": mean_of(
+                100.0 * contacts / np.maximum(overtakes, 1.0)
+            ),
             "penalty_seconds": mean_of(results.penalty[..., slots].sum((1, 2))),
             "off_course_steps_per_car_and_lap": mean_of(
                 results.off_course_steps[..., slots].sum((1, 2)) / laps
+            ),
+            "wall_contact_steps_per_car_and_lap": mean_of(
+                results.wall_contact_steps[..., slots].sum((1, 2)) / laps
             ),
             "not_at_the_flag": mean_of((results.time[..., slots] == 0.0).mean((1, 2))),
         }
@@ -225,6 +243,45 @@ def picture(results: Results, teams: tuple[str, str]) -> Figure:
     return figure
 
 
+def show_intervals(row: dict[str, Any]) -> str:
+    """The numbers of `mean_of` in a row, a line each."""
+    lines = []
+    for name, value in row.items():
+        if isinstance(value, dict):
+            shown = f"{value['mean']:8.3f}"
+            if value["low"] is not None:
+                shown += f"  ({value['low']:.3f} to {value['high']:.3f})"
+            lines.append(f"  {name.replace('_', ' '):36} {shown}")
+    return "\n".join(lines)
+
+
+def numbers_of(told: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Label, value and note of both teams' numbers, for the page."""
+    a, b = told["team_a"], told["team_b"]
+
+    def between(row: dict[str, Any]) -> str:
+        if row["low"] is None:
+            return "one championship"
+        return f"{row['low']:.3g} to {row['high']:.3g}"
+
+    first = ("points", "championships_won", "hard_faults_per_car_and_lap")
+    names = [*first, *(name for name in a if name not in first)]
+    numbers = [
+        (
+            name.replace("_", " ").capitalize(),
+            f"{a[name]['mean']:.3g} : {b[name]['mean']:.3g}",
+            f"95 %: {between(a[name])}, {between(b[name])}",
+        )
+        for name in names
+        if isinstance(a[name], dict)
+    ]
+    laps = (
+        " ".join("none" if lap is None else f"{lap:.2f}" for lap in row["fastest_laps"])
+        for row in (a, b)
+    )
+    return [*numbers, ("Fastest laps by race [s]", " : ".join(laps), "")]
+
+
 def main(config: Championship) -> int:
     teams = config.team_a, config.team_b
     if not config.team_a:
@@ -248,31 +305,44 @@ def main(config: Championship) -> int:
             circuit = env.solo.circuits[at[1] % len(env.solo.circuits)]
             row = {"championship": at[0], "circuit": circuit, "laps": LAPS[at[1]], "result": race}
             file.write(json.dumps(row) + "\n")
-    (out / "championship.png").write_bytes(encode_png(picture(results, teams)))
+    pictured = encode_png(picture(results, teams))
+    (out / "championship.png").write_bytes(pictured)
     begun = jax.jit(lambda *grid: start(env, *grid))(
         *(part[0] for part in grids_of(1, config.seed))
     )
     names = [f"{'AB'[k // TEAM]}{k % TEAM + 1}" for k in range(2 * TEAM)]
     record = record_race(env, act, begun, names, LONGEST)
     title = f"A: {config.team_a}, B: {config.team_b}, {LAPS[0]} laps of {env.solo.circuits[0]}"
-    (out / "race.html").write_text(race_page(env, begun, record, title), encoding="utf-8")
-    length = float(env.solo.tracks.length[0])
-    (out / "race.png").write_bytes(encode_png(gap_chart(record, length, title)))
+    page = race_page(env, begun, record, title)
+    (out / "race.html").write_text(page, encoding="utf-8")
+    chart = encode_png(gap_chart(record, float(env.solo.tracks.length[0]), title))
+    (out / "race.png").write_bytes(chart)
     told = summary(results, teams)
+    write_report(
+        out / "report.html",
+        title=f"{config.team_a} against {config.team_b}",
+        subtitle=f"{config.races} championships on {', '.join(env.solo.circuits)}",
+        command=f"./run python -m experiments.sophy_championship {shlex.join(sys.argv[1:])}",
+        record={},
+        numbers=numbers_of(told),
+        figures=[
+            ("Championships", pictured, "The dashed lines are what Sophy and humans reached."),
+            ("The first race", chart, "How far behind the leader each car was, in seconds."),
+        ],
+        embedded_pages=[("The first race", page, 640)],
+        metrics=[],
+        curves=[],
+        is_run=False,
+    )
     if config.json:
         print(json.dumps({**told, "seconds": round(time.monotonic() - began, 1)}))
         return 0
     for row in told.values():
         print(row["who"])
-        for name, value in row.items():
-            if isinstance(value, dict):
-                shown = f"{value['mean']:8.3f}"
-                if value["low"] is not None:
-                    shown += f"  ({value['low']:.3f} to {value['high']:.3f})"
-                print(f"  {name.replace('_', ' '):34} {shown}")
+        print(show_intervals(row))
         laps = ", ".join("none" if lap is None else f"{lap:.2f} s" for lap in row["fastest_laps"])
-        print(f"  {'fastest laps':34} {laps}")
-    written = ("races.jsonl", "championship.png", "race.html", "race.png")
+        print(f"  {'fastest laps':36} {laps}")
+    written = ("report.html", "races.jsonl", "championship.png", "race.html", "race.png")
     files = ", ".join(str(out / name) for name in written)
     print(f"{files}, {time.monotonic() - began:.0f} s")
     return 0

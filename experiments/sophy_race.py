@@ -7,7 +7,8 @@
 As in Wurman et al. 2022: every episode is one of several situations (`projects/sophy/scenarios`),
 each of which feeds a replay table with a fixed share of every batch, against opponents of a league:
 the learner himself, scripted drivers of all levels, policies frozen before. All cars that the
-learner drives learn. Actions are relative to the racing line (`env.solo.steering=line`).
+learner drives learn. Actions are relative to the racing line (`env.solo.steering=line`), and held
+for three decisions while learning, as in the garage.
 
 A fault costs what the reward says (`env.reward`); `any_collision`, `rear_end` and `unsporting` at 0
 are the driver without etiquette.
@@ -46,7 +47,7 @@ from core_rl.types import Agent, Metrics
 from experiments import sophy_time_trial
 from experiments.sophy_garage import long_schedule
 from experiments.sophy_report import TRAINING_CURVES
-from experiments.sophy_time_trial import EVALUATION_SEED
+from experiments.sophy_time_trial import EVALUATION_SEED, hold_actions
 from projects.sophy.drivers import level_of, scripted_actions
 from projects.sophy.driving import CONTROL_STEP
 from projects.sophy.league import LeagueConfig, LeagueRace, load_racer
@@ -74,13 +75,15 @@ class SophyRace:
         ),
         num_cars=4,
         laps=0,
-        reward=RaceRewardConfig(unsporting=20.0),
+        reward=RaceRewardConfig(unsporting=40.0),
     )
     league: LeagueConfig = LeagueConfig()
     agent: QRSACConfig = dataclasses.replace(
         sophy_time_trial.CONFIG.agent,
         actor_obs=("state", "racing_line", "opponents"),
         critic_obs=("state", "privileged_state", "racing_line", "opponents"),
+        discount=0.94,  # of three steps
+        discount_final=0.97,
         smoothness=2.0,
         **long_schedule(NUM_EPOCHS),
     )
@@ -91,6 +94,7 @@ class SophyRace:
         replay_capacity=500_000,
         tables=LeagueConfig().scenarios,
     )
+    hold: int = 3  # control steps that an action is held for while learning; driving, each decides
     run: RunConfig = RunConfig(minutes=40.0, evaluate_every=20, checkpoint_every=50)
     seed: int = 0  # root of all random numbers
     num_seeds: int = 1  # seeds trained side by side in one program
@@ -98,6 +102,8 @@ class SophyRace:
 
     def __post_init__(self):
         check_seeds(self)
+        if self.hold < 1:
+            raise ValueError(f"hold must be at least 1, got {self.hold}")
 
 
 CONFIG = SophyRace()
@@ -170,7 +176,8 @@ def make_experiment(config: SophyRace) -> tuple[Experiment, RaceEnv]:
     if config.env.num_cars < 2:
         raise UserError(f"--env.num_cars={config.env.num_cars}: a race needs two cars at least")
     league = LeagueRace(env, config.league)
-    agent, trainer = make_learner(config, league, config.env.solo.episode_length, league.membership)
+    held, decisions = hold_actions(league, config.hold, config.env.solo.episode_length)
+    agent, trainer = make_learner(config, held, decisions, league.membership)
     # All slots filled, and rolling, whatever the configuration starts with.
     rolling = starting(env, start="rolling", field=())
     experiment = Experiment(

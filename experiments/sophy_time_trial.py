@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from core_rl import flags
-from core_rl.env import HeldActions, State
+from core_rl.env import Env, HeldActions, State
 from core_rl.evaluate import make_evaluator
 from core_rl.launch import Experiment, RunConfig, check_seeds, make_learner, report_end, run
 from core_rl.qr_sac import QRSACConfig
@@ -84,9 +84,13 @@ def make_driving_learner(
     membership: Callable[[State], Mapping[str, jax.Array]] | None = None,
 ) -> tuple[Agent, Trainer]:
     """The agent and its training loop, in which actions are held for `config.hold` steps."""
-    decisions = -(-config.env.episode_length // config.hold)
-    held = HeldActions(env, config.hold) if config.hold > 1 else env
+    held, decisions = hold_actions(env, config.hold, config.env.episode_length)
     return make_learner(config, held, decisions, membership)
+
+
+def hold_actions(env: Env, hold: int, episode_length: int) -> tuple[Env, int]:
+    """The environment whose actions are held for `hold` steps, and an episode's length in it."""
+    return HeldActions(env, hold) if hold > 1 else env, -(-episode_length // hold)
 
 
 def make_experiment(config: SophyTimeTrial) -> tuple[Experiment, TimeTrial]:

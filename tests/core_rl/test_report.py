@@ -139,6 +139,13 @@ def test_a_run_that_stopped_early_says_what_is_missing(tmp_path) -> None:
     assert "No curves" in Reader(write(tmp_path / "report.html", curves=[])).text
 
 
+def test_a_measurement_is_a_page_without_what_belongs_to_runs(tmp_path) -> None:
+    text = Reader(write(tmp_path / "report.html", curves=[], record={}, is_run=False)).text
+    for word in ("No curves", "Record", "no record", "continues it", "rows of metrics"):
+        assert word not in text
+    assert "measures this again" in text
+
+
 @pytest.mark.parametrize("num_rows", [1, 2])
 def test_few_rows_draw_a_curve(tmp_path, num_rows: int) -> None:
     text = Reader(write(tmp_path / "report.html", metrics=make_metrics(num_rows))).text
