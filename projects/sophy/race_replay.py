@@ -106,7 +106,9 @@ def gap_chart(record: RaceRecord, length: float, title: str) -> Figure:
     figure = Figure(figsize=(10.0, 4.6), layout="constrained")
     axes = figure.subplots()
     ways = [np.maximum.accumulate(way.distance) for way in record.ways]
-    far = max((float(way[-1]) for way in ways), default=0.0)
+    # A car that finished is recorded to the end of that step.
+    flag = [float(way[-1]) for way, of in zip(ways, record.ways, strict=True) if of.finish]
+    far = min(flag, default=max((float(way[-1]) for way in ways), default=0.0))
     grid = np.linspace(0.0, max(far, 1.0), 1000)
     times = np.full((len(ways), len(grid)), np.nan)
     for row, way in zip(times, ways, strict=True):
