@@ -58,7 +58,7 @@ from projects.sophy.race_reward import RaceRewardConfig
 
 EVALUATION_RACES, EVALUATION_STEPS = 16, 600
 SHOWN_SECONDS = 240.0  # of the race in the report
-NUM_EPOCHS = 400
+NUM_EPOCHS = 260
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class SophyRace:
         tables=LeagueConfig().scenarios,
     )
     hold: int = 3  # control steps that an action is held for while learning; driving, each decides
-    run: RunConfig = RunConfig(minutes=40.0, evaluate_every=20, checkpoint_every=50)
+    run: RunConfig = RunConfig(minutes=55.0, evaluate_every=20, checkpoint_every=50)
     seed: int = 0  # root of all random numbers
     num_seeds: int = 1  # seeds trained side by side in one program
     workdir: str = "runs/sophy_race"  # the run's identity: the same again resumes it

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from core_rl.errors import UserError
-from experiments import sophy_championship, sophy_exams
+from experiments import sophy_championship, sophy_exams, sophy_grid
 from experiments.sophy_championship import LAPS, Championship
 from experiments.sophy_exams import EXAMS, Exam, Exams, Sat, judge_exam
+from experiments.sophy_grid import Grid
 from projects.sophy.scenarios import SCENARIOS
 
 
@@ -40,6 +41,22 @@ def test_experts_beat_beginners_and_all_points_are_given(played):
     assert totals.sum() == 2 * 156
     assert totals[0] > 1.5 * totals[1]
     assert (out / "championship.png").stat().st_size > 5_000
+    page = (out / "report.html").read_text()
+    assert "scripted:expert against scripted:beginner" in page
+    assert f"{totals[0] / 2:.3g} : {totals[1] / 2:.3g}" in page
+
+
+def test_an_expert_starts_last_and_passes_beginners(tmp_path, capsys):
+    config = Grid("scripted:expert", "copperbowl", 3, 2, races=2, out=str(tmp_path), json=True)
+    assert sophy_grid.main(config) == 0
+    told = json.loads(capsys.readouterr().out)
+    rows = [json.loads(line) for line in (tmp_path / "races.jsonl").read_text().splitlines()]
+    assert [row["result"]["place"][0] for row in rows] == told["places"]
+    assert told["place"]["mean"] == pytest.approx(np.mean(told["places"]))
+    # Of three cars two are scripted, a beginner and an expert.
+    assert all(sorted(row["result"]["place"]) == [1, 2, 3] for row in rows)
+    assert min(told["places"]) < 3 and told["overtakes"]["mean"] > 0.0
+    assert "driver" in (tmp_path / "race.html").read_text()
 
 
 def test_every_situation_is_an_exam():
@@ -83,11 +100,30 @@ def test_a_beginner_does_not_pass_the_exam_of_passing(capsys):
             "time_trial: its actions are steering=delta, the race's are steering=line",
         ),
         (sophy_exams.main, Exams(), "--policy is missing"),
+        (sophy_grid.main, Grid(), "--policy is missing"),
+        (
+            sophy_grid.main,
+            Grid("projects/sophy/policies/race@2"),
+            "a share of the speed, 0.5 to 1, follows @, got '2'",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(main, config, message):
     with pytest.raises(UserError, match=message):
         main(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cars": 21}, "cars must be 2 to 20, got 21"),
+        ({"laps": 0}, "laps must be at least 1, got 0"),
+        ({"penalty": -1.0}, "penalty must not be negative"),
+    ],
+)
+def test_an_inconsistent_grid_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Grid(**changes)
 
 
 def test_an_exam_that_does_not_exist_is_refused():
