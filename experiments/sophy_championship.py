@@ -231,9 +231,10 @@ def picture(results: Results, teams: tuple[str, str]) -> Figure:
     left.set_title("Points per championship")
     left.set_xlabel("championship")
     left.set_ylim(0.0, 140.0)
-    left.axhline(104.0, color="0.6", linewidth=0.8, linestyle="--")
-    left.axhline(52.0, color="0.6", linewidth=0.8, linestyle="--")
-    left.text(1.0, 105.0, "Sophy 104, humans 52 (2021)", fontsize=8, color="0.4")
+    dashed = {"color": "0.6", "linewidth": 0.8, "linestyle": "--"}
+    left.axhline(104.0, label="Sophy 104, humans 52 (2021)", **dashed)
+    left.axhline(52.0, **dashed)
+    left.xaxis.get_major_locator().set_params(integer=True)
     left.legend(frameon=False, loc="lower right", fontsize=8)
     right.set_title("Places of a team's cars")
     right.set_xlabel("place")
