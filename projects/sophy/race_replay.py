@@ -132,15 +132,22 @@ def gap_chart(record: RaceRecord, length: float, title: str) -> Figure:
             if at >= 0.0:
                 behind = np.interp(at, grid, gap)
                 axes.plot(at / length, behind, "x", color=INK, markersize=5.0)
-    # Names beside the ends of the curves, moved apart.
+    # Names beside the ends of the curves, moved apart and not below the last.
+    ends.sort(key=lambda end: end[0])
     highest = max((gap for gap, *_ in ends), default=1.0)
-    apart, lowest = 0.045 * max(highest, 1.0), -np.inf
-    for gap, at, name, colour in sorted(ends, key=lambda end: end[0]):
-        lowest = max(gap, lowest + apart)
+    places = [gap for gap, *_ in ends]
+    apart = min(0.045, 1.0 / max(len(ends), 1)) * max(highest, 1.0)
+    for k in range(1, len(places)):
+        places[k] = max(places[k], places[k - 1] + apart)
+    lowest = max(highest, 1.0)
+    for k in reversed(range(len(places))):
+        places[k] = min(places[k], lowest)
+        lowest = places[k] - apart
+    for (gap, at, name, colour), place in zip(ends, places, strict=True):
         axes.annotate(
             name,
             (at, gap),
-            (far / length * 1.015, lowest),
+            (far / length * 1.015, place),
             color=colour,
             fontsize=8,
             va="center",

@@ -161,9 +161,9 @@ def test_most_of_a_scripted_field_of_twenty_finish_ten_laps():
 
     states = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(1), 1))
     results = jax.jit(drive_races, static_argnums=(0, 1))(env, act, states)
-    # One who is turned round against a wall stays there: there is no reverse gear.
-    # The race is chaotic: who it is, and how many, differs between processors (3 of 20 here).
-    assert results.retired.sum() <= 6
+    # The marshals set back who is turned round against a wall. The race is chaotic and differs
+    # between processors: of 152 such drivers one did not arrive.
+    assert results.retired.sum() <= 2
     assert (results.time > 0.0).sum() == 20 - results.retired.sum()
     np.testing.assert_array_equal(results.laps[results.time > 0.0], 10)
     assert results.overtakes.sum() > 20
