@@ -16,9 +16,8 @@ around the committed driver, one state at a time; and plain MPPI of the same siz
 package pytorch-mppi where it is installed, with the same network as dynamics and the same cost.
 Rewards: candidates of the reward search on the time trial, eight side by side in one process
 against one alone. Verdicts: random reward programs through the validator, its workers' start
-included. Start: processes of their own, without and with compilation cache.
-The median of the rounds is shown, with the range; of decisions and
-plans the median and the 99th percentile.
+included. Start: processes of their own, without and with compilation cache. The median of the
+rounds is shown, with the range; of decisions and plans the median and the 99th percentile.
 """
 
 import dataclasses
@@ -231,7 +230,7 @@ def race_steps(rounds: int) -> dict[str, dict[str, float]]:
 
 
 def race_picture(speeds: dict[str, dict[str, float]]) -> Figure:
-    """What `race_steps` found: steps of cars per second, and milliseconds per step of a race."""
+    """What `race_steps` found: steps of cars per second, and microseconds per step of a race."""
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     cars = np.array([int(number) for number in speeds])

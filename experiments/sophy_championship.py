@@ -37,9 +37,9 @@ from experiments import sophy_race
 from experiments.ablation import interval
 from projects.sophy.drivers import LEVELS, level_of, scripted_actions
 from projects.sophy.league import directory_and_share, load_racer
-from projects.sophy.race_env import GRID_GAP, GRID_SHARE, RaceConfig, RaceEnv, race_of
-from projects.sophy.race_replay import gap_chart, race_page, record_race
-from projects.sophy.results import Results, drive_races, points_of
+from projects.sophy.race_env import RaceConfig, RaceEnv, race_of
+from projects.sophy.race_replay import show_race
+from projects.sophy.results import Results, drive_races, points_of, row_of
 
 LAPS = (4, 6, 7)
 WORTH = (1, 1, 2)  # of a race's points
@@ -68,8 +68,11 @@ class Championship:
             raise ValueError(f"penalty must not be negative, got {self.penalty}")
 
 
-def check_team(team: str) -> None:
-    """Raises UsageError for a level of scripted drivers that does not exist."""
+def check_team(flag: str, team: str) -> None:
+    """Raises UsageError where `flag` names nobody, or a level of scripted drivers that does not
+    exist."""
+    if not team:
+        raise UsageError(f"--{flag} is missing: name a policy bundle's directory or scripted:LEVEL")
     name = team.removeprefix("scripted:")
     if name != team and name not in LEVELS:
         raise UsageError(
@@ -115,11 +118,7 @@ def start(env: RaceEnv, key: Array, race: Array, swapped: Array) -> State:
     """
     order = jnp.concatenate([jax.random.permutation(part, TEAM) for part in jax.random.split(key)])
     place = 2 * order + (jnp.where(OF_FIRST, 0, 1) ^ swapped)
-    share = GRID_SHARE * jnp.where(place % 2 == 0, 1.0, -1.0)
-    circuit = (race % len(env.solo.circuits)).astype(jnp.int32)
-    present, still = jnp.ones(2 * TEAM, bool), jnp.zeros(2 * TEAM)
-    distance = -GRID_GAP * (1.0 + place)
-    state = env.start(circuit, present, jnp.zeros(()), distance, share, still)
+    state = env.line_up(race, place)
     begun = dataclasses.replace(race_of(state), laps=jnp.asarray(LAPS, jnp.int32)[race])
     return state.replace(pipeline_state=begun)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -285,10 +284,8 @@ def numbers_of(told: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def main(config: Championship) -> int:
     teams = config.team_a, config.team_b
-    if not config.team_a:
-        raise UsageError("--team_a is missing: name a policy bundle's directory or scripted:LEVEL")
-    for team in teams:
-        check_team(team)
+    check_team("team_a", config.team_a)
+    check_team("team_b", config.team_b)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     env = RaceEnv(race_config_of(teams, config.circuits))
@@ -302,22 +299,17 @@ def main(config: Championship) -> int:
     results = run_championships(env, act, config.races, config.seed, config.penalty)
     with (out / "races.jsonl").open("w", encoding="utf-8") as file:
         for at in np.ndindex(results.place.shape[:2]):
-            race = {name: value[at].tolist() for name, value in results._asdict().items()}
             circuit = env.solo.circuits[at[1] % len(env.solo.circuits)]
-            row = {"championship": at[0], "circuit": circuit, "laps": LAPS[at[1]], "result": race}
-            file.write(json.dumps(row) + "\n")
+            row = {"championship": at[0], "circuit": circuit, "laps": LAPS[at[1]]}
+            file.write(json.dumps({**row, "result": row_of(results, at)}) + "\n")
     pictured = encode_png(picture(results, teams))
     (out / "championship.png").write_bytes(pictured)
     begun = jax.jit(lambda *grid: start(env, *grid))(
         *(part[0] for part in grids_of(1, config.seed))
     )
     names = [f"{'AB'[k // TEAM]}{k % TEAM + 1}" for k in range(2 * TEAM)]
-    record = record_race(env, act, begun, names, LONGEST)
     title = f"A: {config.team_a}, B: {config.team_b}, {LAPS[0]} laps of {env.solo.circuits[0]}"
-    page = race_page(env, begun, record, title)
-    (out / "race.html").write_text(page, encoding="utf-8")
-    chart = encode_png(gap_chart(record, float(env.solo.tracks.length[0]), title))
-    (out / "race.png").write_bytes(chart)
+    page, chart = show_race(env, act, begun, names, LONGEST, title, out)
     told = summary(results, teams)
     write_report(
         out / "report.html",

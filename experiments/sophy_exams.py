@@ -20,7 +20,6 @@ import numpy as np
 
 from core_rl import flags
 from core_rl.env import State
-from core_rl.errors import UsageError
 from experiments.sophy_championship import check_team, race_config_of, racer
 from projects.sophy.driving import CONTROL_STEP
 from projects.sophy.league import LeagueConfig, LeagueRace
@@ -148,9 +147,7 @@ def judge_exam(exam: Exam, sat: Sat) -> dict[str, Any]:
 
 
 def main(config: Exams) -> int:
-    if not config.policy:
-        raise UsageError("--policy is missing: name a policy bundle's directory or scripted:LEVEL")
-    check_team(config.policy)
+    check_team("policy", config.policy)
     env = RaceEnv(dataclasses.replace(race_config_of((config.policy,), config.circuits), laps=0))
     names = config.only or tuple(EXAMS)
     # The driver's own slot is the league's learner; nobody else is.

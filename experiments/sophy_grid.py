@@ -22,8 +22,6 @@ from jax import Array
 
 from core_rl import flags
 from core_rl.env import State
-from core_rl.errors import UsageError
-from core_rl.report import encode_png
 from experiments.sophy_championship import (
     START_SEED,
     check_team,
@@ -33,9 +31,9 @@ from experiments.sophy_championship import (
     show_intervals,
 )
 from projects.sophy.drivers import level_of, scripted_actions
-from projects.sophy.race_env import GRID_GAP, GRID_SHARE, MOST_CARS, RaceEnv, race_of
-from projects.sophy.race_replay import gap_chart, race_page, record_race
-from projects.sophy.results import Results, drive_races
+from projects.sophy.race_env import MOST_CARS, RaceEnv, race_of
+from projects.sophy.race_replay import show_race
+from projects.sophy.results import Results, drive_races, row_of
 
 PODIUM = 3  # places
 LONGEST = 3000.0  # that the replayed race may last [s]
@@ -67,10 +65,7 @@ def start(env: RaceEnv, key: Array, number: Array) -> State:
     """Race number `number` []; the driver, in slot 0, stands last."""
     num_cars = env.config.num_cars
     place = jnp.append(num_cars - 1, jax.random.permutation(key, num_cars - 1))
-    share = GRID_SHARE * jnp.where(place % 2 == 0, 1.0, -1.0)
-    circuit = (number % len(env.solo.circuits)).astype(jnp.int32)
-    present, still = jnp.ones(num_cars, bool), jnp.zeros(num_cars)
-    return env.start(circuit, present, jnp.zeros(()), -GRID_GAP * (1.0 + place), share, still)
+    return env.line_up(number, place)
 
 
 def drivers_of(policy: str, env: RaceEnv) -> Callable[[State], Array]:
@@ -106,9 +101,7 @@ def summary(results: Results) -> dict[str, Any]:
 
 
 def main(config: Grid) -> int:
-    if not config.policy:
-        raise UsageError("--policy is missing: name a policy bundle's directory or scripted:LEVEL")
-    check_team(config.policy)
+    check_team("policy", config.policy)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     race = race_config_of((config.policy,), config.circuits)
@@ -121,17 +114,13 @@ def main(config: Grid) -> int:
     results = jax.tree.map(np.asarray, drive(states))
     with (out / "races.jsonl").open("w", encoding="utf-8") as file:
         for at in range(config.races):
-            result = {name: value[at].tolist() for name, value in results._asdict().items()}
             circuit = env.solo.circuits[at % len(env.solo.circuits)]
-            file.write(json.dumps({"circuit": circuit, "result": result}) + "\n")
+            row = {"circuit": circuit, "result": row_of(results, (at,))}
+            file.write(json.dumps(row) + "\n")
     begun = jax.tree.map(lambda leaf: leaf[0], states)
     names = ["driver", *(f"{k + 1}" for k in range(config.cars - 1))]
-    record = record_race(env, act, begun, names, LONGEST)
     title = f"{config.policy} from the last of {config.cars} places on {env.solo.circuits[0]}"
-    page = race_page(env, begun, record, title)
-    (out / "race.html").write_text(page, encoding="utf-8")
-    chart = encode_png(gap_chart(record, float(env.solo.tracks.length[0]), title))
-    (out / "race.png").write_bytes(chart)
+    show_race(env, act, begun, names, LONGEST, title, out)
     told, seconds = summary(results), time.monotonic() - began
     if config.json:
         print(json.dumps({**told, "seconds": round(seconds, 1)}))

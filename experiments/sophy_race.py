@@ -40,7 +40,7 @@ from core_rl.launch import (
     run,
 )
 from core_rl.qr_sac import QRSACConfig
-from core_rl.report import CurveSpec, encode_png, write_report
+from core_rl.report import CurveSpec, write_report
 from core_rl.tracking import read_record
 from core_rl.train import TrainConfig
 from core_rl.types import Agent, Metrics
@@ -53,7 +53,7 @@ from projects.sophy.driving import CONTROL_STEP
 from projects.sophy.league import LeagueConfig, LeagueRace, load_racer
 from projects.sophy.observation import ObservationConfig
 from projects.sophy.race_env import RaceConfig, RaceEnv, race_of, starting
-from projects.sophy.race_replay import RaceRecord, gap_chart, race_page, record_race
+from projects.sophy.race_replay import show_race
 from projects.sophy.race_reward import RaceRewardConfig
 
 EVALUATION_RACES, EVALUATION_STEPS = 16, 600
@@ -199,12 +199,12 @@ def make_experiment(config: SophyRace) -> tuple[Experiment, RaceEnv]:
     return experiment, env
 
 
-def show_race(env: RaceEnv, policy: Path) -> tuple[RaceRecord, str]:
-    """A race from the grid, the policy in every other slot and scripted experts in the rest: what
-    happened, and its page."""
+def show_policy(env: RaceEnv, workdir: Path) -> tuple[str, bytes]:
+    """The page and the chart of a race from the grid, the run's policy in every other slot and
+    scripted experts in the rest."""
     grid = starting(env, start="grid")
     ours = ours_of(env)
-    ours_act, experts = load_racer(str(policy), grid), level_of(jnp.ones(ours.shape))
+    ours_act, experts = load_racer(str(workdir / "policy"), grid), level_of(jnp.ones(ours.shape))
 
     def act(state: State) -> jax.Array:
         scripted = scripted_actions(grid, race_of(state), experts)
@@ -212,17 +212,14 @@ def show_race(env: RaceEnv, policy: Path) -> tuple[RaceRecord, str]:
 
     begun = jax.jit(grid.reset)(jax.random.key(EVALUATION_SEED))
     names = [f"{'policy' if own else 'expert'} {k + 1}" for k, own in enumerate(ours.tolist())]
-    record = record_race(grid, act, begun, names, SHOWN_SECONDS)
-    return record, race_page(grid, begun, record, "The policy and scripted experts")
+    title = "The policy and scripted experts"
+    return show_race(grid, act, begun, names, SHOWN_SECONDS, title, workdir)
 
 
 def write_race_report(outcome: Outcome, env: RaceEnv) -> Path:
     """Shows a race of the best policy and writes the report; returns its path."""
     path = outcome.workdir / "report.html"
-    record, page = show_race(env, outcome.workdir / "policy")
-    (outcome.workdir / "race.html").write_text(page, encoding="utf-8")
-    chart = encode_png(gap_chart(record, float(env.solo.tracks.length[0]), "A race from the grid"))
-    (outcome.workdir / "race.png").write_bytes(chart)
+    page, chart = show_policy(env, outcome.workdir)
     kept = outcome.kept
     numbers = [
         (name, f"{np.mean(np.asarray(kept[f'eval/{key}'], float)):.3f}", per)

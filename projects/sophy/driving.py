@@ -15,7 +15,7 @@ from jax import Array
 from projects.sophy import car as cars
 from projects.sophy import track as tracks
 from projects.sophy.car import Car, CarState, Command
-from projects.sophy.track import Track
+from projects.sophy.track import Track, TrackPoint
 from projects.sophy.walls import Placement, collide, course_step, offset_of, place
 
 CONTROL_STEP = 0.1  # [s]
@@ -60,6 +60,17 @@ def command_of(steering_target: Array, pedal: Array) -> Command:
         throttle=jnp.maximum(pedal, 0.0),
         brake=jnp.maximum(-pedal, 0.0),
     )
+
+
+def set_down(
+    car: Car, point: TrackPoint, offset: Array, speed: Array
+) -> tuple[CarState, Placement]:
+    """A car that rolls along the course at a `speed` [] [m/s], its centre of gravity at an `offset`
+    [] [m] from the centre line."""
+    left = jnp.stack([-point.tangent[1], point.tangent[0]])
+    heading = jnp.arctan2(point.tangent[1], point.tangent[0])
+    motion = cars.rolling_start(car, point.position + offset * left, heading, speed)
+    return motion, place(point, motion)
 
 
 def set_off(drive: DriveState) -> Underway:

@@ -26,8 +26,8 @@ from jax import Array
 from core_rl.env import Env, State, register_environment
 from core_rl.errors import UserError
 from projects.sophy import track as tracks
-from projects.sophy.car import Car, body_middle, rolling_start
-from projects.sophy.driving import CONTROL_STEP, DriveState, drive_metrics
+from projects.sophy.car import Car, body_middle
+from projects.sophy.driving import CONTROL_STEP, DriveState, drive_metrics, set_down
 from projects.sophy.race import (
     Interaction,
     Meetings,
@@ -52,7 +52,6 @@ from projects.sophy.stewards import (
 )
 from projects.sophy.time_trial import TimeTrial, TimeTrialConfig
 from projects.sophy.track import Track
-from projects.sophy.walls import place
 
 MOST_CARS = 20
 GRID_GAP = 8.0  # from one place of a grid to the next [m]
@@ -263,10 +262,16 @@ class RaceEnv(Env):
         else:
             origin = jnp.zeros(())
             standing = self.config.start == "grid"
-            distance = -(GRID_GAP if standing else ROLLING_GAP) * (1.0 + place)
-            share = GRID_SHARE * jnp.where(place % 2 == 0, 1.0, -1.0)
+            distance, share = in_columns(place, GRID_GAP if standing else ROLLING_GAP)
             speed = 0.0 if standing else 0.6
         return self.start(circuit, present, origin, distance, share, jnp.full(slots.shape, speed))
+
+    def line_up(self, number: Array, place: Array) -> State:
+        """Race `number` [] of a series, on the circuits in turn: all slots on a standing grid, at
+        places [M] from 0."""
+        circuit = (number % len(self.solo.circuits)).astype(jnp.int32)
+        present, still = jnp.ones(place.shape, bool), jnp.zeros(place.shape)
+        return self.start(circuit, present, jnp.zeros(()), *in_columns(place, GRID_GAP), still)
 
     def start(
         self,
@@ -457,6 +462,12 @@ class RaceEnv(Env):
         return "sophy"
 
 
+def in_columns(place: Array, gap: float) -> tuple[Array, Array]:
+    """Where places [M] of a grid are, `gap` [m] apart: the way from the line [m], and the share of
+    the half width, in turn to the left and to the right."""
+    return -gap * (1.0 + place), GRID_SHARE * jnp.where(place % 2 == 0, 1.0, -1.0)
+
+
 def _set_back(track: Track, drives: DriveState, present: Array, calls: Array) -> DriveState:
     """Cars [M] that call for the marshals stand on the road in its direction, where it is clear."""
     point = jax.vmap(tracks.at, (None, 0))(track, drives.s)
@@ -465,19 +476,12 @@ def _set_back(track: Track, drives: DriveState, present: Array, calls: Array) ->
         -SET_BACK_SHARE * point.width_right,
         SET_BACK_SHARE * point.width_left,
     )
-    left = jnp.stack([-point.tangent[:, 1], point.tangent[:, 0]], -1)
-    stands = jax.vmap(rolling_start)(
-        drives.car,
-        point.position + offset[:, None] * left,
-        jnp.arctan2(point.tangent[:, 1], point.tangent[:, 0]),
-        jnp.zeros(offset.shape),
-    )
+    motion, placement = jax.vmap(set_down)(drives.car, point, offset, jnp.zeros(offset.shape))
     fuel, wear = drives.motion.fuel, drives.motion.wear
-    stands = dataclasses.replace(stands, fuel=fuel, wear=wear)
     back = dataclasses.replace(
         drives,
-        motion=stands,
-        placement=jax.vmap(place)(point, stands),
+        motion=dataclasses.replace(motion, fuel=fuel, wear=wear),
+        placement=placement,
         steering_target=jnp.zeros(offset.shape),
     )
     along, across = SET_BACK_ROOM

@@ -1,6 +1,7 @@
 """A race recorded car by car, its chart, and the page that replays it with the stewards' words."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from core_rl.env import State
-from core_rl.report import GRID, INK, MUTED
+from core_rl.report import GRID, INK, MUTED, encode_png
 from projects.sophy.drive import Drive
 from projects.sophy.driving import CONTROL_STEP
 from projects.sophy.laps import drive_of, outline_of, profile_of, record_of
@@ -121,13 +122,15 @@ def gap_chart(record: RaceRecord, length: float, title: str) -> Figure:
     gaps = times - leader
     colours = colormaps["turbo"](np.linspace(0.05, 0.95, max(len(ways), 2)))
     ends = []
-    for name, way, gap, colour in zip(record.drives, ways, gaps, colours, strict=False):
+    drawn = zip(record.drives, ways, gaps, colours, strict=False)
+    for number, (name, way, gap, colour) in enumerate(drawn):
         axes.plot(grid / length, gap, color=colour, linewidth=1.4)
         last = np.flatnonzero(~np.isnan(gap))
         if len(last):
             ends.append((float(gap[last[-1]]), grid[last[-1]] / length, name, colour))
-        hits = [e for e in record.events if name in _names(record, e) and " at fault " in e.text]
-        for event in hits:
+        for event in record.events:
+            if number not in (event.car, event.other) or " at fault " not in event.text:
+                continue
             at = way[min(round(event.time / CONTROL_STEP), len(way) - 1)]
             if at >= 0.0:
                 behind = np.interp(at, grid, gap)
@@ -162,6 +165,21 @@ def gap_chart(record: RaceRecord, length: float, title: str) -> Figure:
     return figure
 
 
-def _names(record: RaceRecord, event: Event) -> tuple[str, str]:
-    names = list(record.drives)
-    return names[event.car], names[event.other]
+def show_race(
+    env: RaceEnv,
+    act: Callable[[State], Array],
+    state: State,
+    names: Sequence[str],
+    most_seconds: float,
+    title: str,
+    out: Path,
+) -> tuple[str, bytes]:
+    """Drives a race as `record_race` and writes its page and chart to `out`, as race.html and
+    race.png; returns both."""
+    record = record_race(env, act, state, names, most_seconds)
+    page = race_page(env, state, record, title)
+    (out / "race.html").write_text(page, encoding="utf-8")
+    length = float(env.solo.track_of(race_of(state).drives.circuit[0]).length)
+    chart = encode_png(gap_chart(record, length, title))
+    (out / "race.png").write_bytes(chart)
+    return page, chart

@@ -126,6 +126,11 @@ def _conclude(race: RaceState, counts: _Counts, penalty: float) -> Results:
     )
 
 
+def row_of(results: Results, at: tuple[int, ...]) -> dict[str, list]:
+    """One race of many, leaves [..., M], as JSON can hold it."""
+    return {name: value[at].tolist() for name, value in results._asdict().items()}
+
+
 def points_of(place: Array) -> Array:
     """Points [...] of places [...], 1 the first; beyond the list there are none."""
     table = jnp.asarray((*POINTS, 0), jnp.int32)

@@ -20,7 +20,6 @@ from jax import Array
 
 from core_rl.env import Env, State, register_environment
 from core_rl.errors import UserError
-from projects.sophy import car as cars
 from projects.sophy import track as tracks
 from projects.sophy.car import Car, Command
 from projects.sophy.circuits import DEFAULT
@@ -33,6 +32,7 @@ from projects.sophy.driving import (
     at_present,
     command_of,
     drive_metrics,
+    set_down,
     set_off,
 )
 from projects.sophy.field import load_circuits, load_entrants, reference_laps
@@ -42,7 +42,6 @@ from projects.sophy.racing_line import RacingLine, racing_lines
 from projects.sophy.reference import ReferenceLap
 from projects.sophy.reward import USUAL_PACE, RewardConfig, reward_terms, weighted_sum
 from projects.sophy.track import Track
-from projects.sophy.walls import place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,10 +186,8 @@ class TimeTrial(Env):
         track = self.track_of(circuit)
         point = tracks.at(track, s)
         offset = share * jnp.where(share > 0, point.width_left, point.width_right)
-        left = jnp.stack([-point.tangent[1], point.tangent[0]])
         speed = jnp.interp(s, lap.s, lap.speed) * speed_share
-        heading = jnp.arctan2(point.tangent[1], point.tangent[0])
-        motion = cars.rolling_start(car, point.position + offset * left, heading, speed)
+        motion, placement = set_down(car, point, offset, speed)
         pace = track.length / lap.lap_time
         drive = DriveState(
             circuit=circuit,
@@ -199,7 +196,7 @@ class TimeTrial(Env):
             progress_worth=USUAL_PACE / pace if config.relative_progress else jnp.ones(()),
             car=car,
             motion=motion,
-            placement=place(point, motion),
+            placement=placement,
             s=s,
             progress=jnp.zeros(()),
             steering_target=jnp.zeros(()),
