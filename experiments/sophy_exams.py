@@ -20,7 +20,7 @@ import numpy as np
 
 from core_rl import flags
 from core_rl.env import State
-from experiments.sophy_championship import check_team, race_config_of, racer
+from experiments.sophy_teams import check_team, race_config_of, racer
 from projects.sophy.driving import CONTROL_STEP
 from projects.sophy.league import LeagueConfig, LeagueRace
 from projects.sophy.race_env import RaceEnv, race_of

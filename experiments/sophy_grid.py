@@ -22,7 +22,7 @@ from jax import Array
 
 from core_rl import flags
 from core_rl.env import State
-from experiments.sophy_championship import (
+from experiments.sophy_teams import (
     START_SEED,
     check_team,
     mean_of,

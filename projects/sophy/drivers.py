@@ -73,7 +73,7 @@ def scripted_actions(env: RaceEnv, race: RaceState, levels: Level) -> Array:
     wish = line
 
     num_cars = speed.shape[0]
-    others = opponents_of(race.present)
+    others = opponents_of(race.on_road)
     gap = gaps(track, drives.s)  # [M, M] to the second from the first
     length = 0.5 * (cars.length[None] + cars.length[:, None])
     apart = half_width[None] + half_width[:, None] + levels.room[:, None]

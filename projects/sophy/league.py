@@ -82,6 +82,8 @@ class LeagueRace(Wrapper):
         if env.config.laps:
             # Who reaches the flag earns nothing more: a learner would wait before it.
             raise UserError(f"--env.laps={env.config.laps}: a league races without end, laps=0")
+        if env.config.pits.stops:
+            raise UserError("--env.pits.stops: a league races without stops")
         super().__init__(env)
         self.race, self.league = env, config
         self.names = tuple(name for name, _ in config.scenarios)

@@ -27,7 +27,8 @@ from core_rl.env import Env, State, register_environment
 from core_rl.errors import UserError
 from projects.sophy import track as tracks
 from projects.sophy.car import Car, body_middle
-from projects.sophy.driving import CONTROL_STEP, DriveState, drive_metrics, set_down
+from projects.sophy.driving import CONTROL_STEP, DriveState, drive_metrics
+from projects.sophy.pits import PitConfig, Pits, no_stops, parked, put_back, serve
 from projects.sophy.race import (
     Interaction,
     Meetings,
@@ -60,8 +61,7 @@ PACK_GAP = (10.0, 40.0)  # between the cars of a loose pack [m]
 GRID_SHARE = 0.45  # of the half width, where the columns of a grid stand
 RETIRES = 15.0  # a car that stands still for so long is out [s]
 STANDS = 1.0  # slower than this is standing still [m/s]
-SET_BACK_SHARE = 0.6  # of the half width, the farthest from the centre line that one is set back
-SET_BACK_ROOM = (20.0, 3.0)  # along and across, where no other car may be [m]
+SET_BACK_ROOM = (20.0, 3.0)  # along and across, where no other car may be for marshals [m]
 NEED_OVER = 20.0  # way over which the lap's braking is looked at [m]
 CONTACT_ENDS = 5  # control steps without touching after which a contact is a new one
 
@@ -100,6 +100,7 @@ class RaceConfig:
     contact: bool = True  # whether cars touch
     slipstream: bool = True  # whether wakes take drag and downforce
     marshals: float = 5.0  # set a car back on the road that has stood still so long, 0: never [s]
+    pits: PitConfig = PitConfig()
     opponents: OpponentsConfig = OpponentsConfig()
     reward: RaceRewardConfig = RaceRewardConfig()  # counts instead of the time trial's
 
@@ -143,6 +144,12 @@ class RaceState:
     retired: Array  # [M] bool
     steering_change: Array  # [M] of the target in the last step [rad]
     stewarding: Stewarding
+    pits: Pits
+
+    @property
+    def on_road(self) -> Array:
+        """[M] bool, the cars that others can meet: who takes part and is not at a stop."""
+        return self.present & (self.pits.wait == 0.0)
 
 
 def contacts_begun(before: Stewarding, met: Meetings) -> Array:
@@ -173,8 +180,8 @@ def opponents(track: Track, race: RaceState, config: OpponentsConfig) -> Array:
     """The others as every car sees them [M, config.size]: per car and listed opponent its position,
     velocity and acceleration relative to the car's in its own frame, its heading there if asked
     for, and one, or zeros."""
-    drives, present = race.drives, race.present
-    motion, num_cars = drives.motion, present.shape[0]
+    drives, on_road = race.drives, race.on_road
+    motion, num_cars = drives.motion, on_road.shape[0]
     cosine, sine = jnp.cos(motion.heading), jnp.sin(motion.heading)
 
     def world(vector: Array) -> tuple[Array, Array]:
@@ -199,7 +206,7 @@ def opponents(track: Track, race: RaceState, config: OpponentsConfig) -> Array:
     table = jnp.stack([*features, jnp.ones((num_cars, num_cars))], -1)  # [M, M, F]
 
     gap = gaps(track, drives.s)
-    others = opponents_of(present)
+    others = opponents_of(on_road)
     lists = []
     for count, way, reach in (
         (config.ahead, gap, config.reach_ahead),
@@ -308,6 +315,7 @@ class RaceEnv(Env):
             retired=jnp.zeros(num_cars, bool),
             steering_change=jnp.zeros(num_cars),
             stewarding=_nothing_judged(drives, distance),
+            pits=no_stops(drives),
         )
         terms = self._terms(race, race, jnp.zeros((num_cars, 2)))
         return State(
@@ -324,8 +332,8 @@ class RaceEnv(Env):
         action = jnp.clip(action, -1.0, 1.0)
         current = self._race(previous, action)
         terms = self._terms(previous, current, action)
-        # A slot that is empty, or was left in this step, earns nothing.
-        took_part = previous.present.astype(jnp.float32)
+        # A slot that is empty, or was left in this step, earns nothing, nor does who is at a stop.
+        took_part = previous.on_road.astype(jnp.float32)
         return state.replace(  # pyright: ignore[reportAttributeAccessIssue]
             pipeline_state=current,
             obs=self._observe(current),
@@ -342,27 +350,44 @@ class RaceEnv(Env):
         drives, met = drive_together(
             track,
             previous.drives,
-            previous.present,
+            previous.on_road,
             lambda drives: jax.vmap(self.solo.command)(drives, action),
             config.solo.substeps,
             config.solo.corrections,
             Interaction(config.contact, config.slipstream),
         )
+        if config.pits.stops:
+            drives = parked(previous.drives, drives, previous.pits)
         clock = previous.clock + CONTROL_STEP
         # The first crossing begins the first lap where all stand before the line.
         ended = (drives.laps_begun > previous.laps) & (previous.laps > 0)
         finishes = ended & (previous.finish_time == 0.0) & previous.present
         speed = jnp.sqrt(jnp.sum(drives.motion.velocity**2, -1))
-        standing = jnp.where(speed < STANDS, previous.standing + CONTROL_STEP, 0.0)
+        stands = (speed < STANDS) & (previous.pits.wait == 0.0)
+        standing = jnp.where(stands, previous.standing + CONTROL_STEP, 0.0)
         retires = (standing >= RETIRES) & previous.present & ~finishes
         if config.marshals:
             # Tried again where the road was not clear.
             calls = standing // config.marshals > previous.standing // config.marshals
-            drives = _set_back(track, drives, previous.present, calls)
+            offset, on_road = drives.placement.offset, previous.on_road
+            drives, _ = put_back(
+                track, drives, on_road, calls & on_road, offset, 0.0, SET_BACK_ROOM
+            )
         distance = previous.distance + jnp.where(previous.present, drives.progress, 0.0)
+        present, pits = previous.present & ~finishes & ~retires, previous.pits
+        if config.pits.stops:
+            pits, drives = serve(
+                config.pits,
+                track,
+                pits,
+                previous.drives,
+                drives,
+                previous.on_road & present,
+                previous.laps,
+            )
         return RaceState(
             drives=drives,
-            present=previous.present & ~finishes & ~retires,
+            present=present,
             meetings=met,
             distance=distance,
             clock=clock,
@@ -372,6 +397,7 @@ class RaceEnv(Env):
             retired=previous.retired | retires,
             steering_change=drives.steering_target - previous.drives.steering_target,
             stewarding=self._steward(track, previous.stewarding, drives, met, distance),
+            pits=pits,
         )
 
     def _steward(
@@ -466,33 +492,6 @@ def in_columns(place: Array, gap: float) -> tuple[Array, Array]:
     """Where places [M] of a grid are, `gap` [m] apart: the way from the line [m], and the share of
     the half width, in turn to the left and to the right."""
     return -gap * (1.0 + place), GRID_SHARE * jnp.where(place % 2 == 0, 1.0, -1.0)
-
-
-def _set_back(track: Track, drives: DriveState, present: Array, calls: Array) -> DriveState:
-    """Cars [M] that call for the marshals stand on the road in its direction, where it is clear."""
-    point = jax.vmap(tracks.at, (None, 0))(track, drives.s)
-    offset = jnp.clip(
-        drives.placement.offset,
-        -SET_BACK_SHARE * point.width_right,
-        SET_BACK_SHARE * point.width_left,
-    )
-    motion, placement = jax.vmap(set_down)(drives.car, point, offset, jnp.zeros(offset.shape))
-    fuel, wear = drives.motion.fuel, drives.motion.wear
-    back = dataclasses.replace(
-        drives,
-        motion=dataclasses.replace(motion, fuel=fuel, wear=wear),
-        placement=placement,
-        steering_target=jnp.zeros(offset.shape),
-    )
-    along, across = SET_BACK_ROOM
-    aside = jnp.abs(drives.placement.offset[None] - offset[:, None])
-    in_the_way = (jnp.abs(gaps(track, drives.s)) < along) & (aside < across)
-    moves = calls & present & ~jnp.any(in_the_way & opponents_of(present), axis=1)
-    return jax.tree.map(
-        lambda new, old: jnp.where(moves.reshape(-1, *(1,) * (old.ndim - 1)), new, old),
-        back,
-        drives,
-    )
 
 
 def _bodies(cars: Car) -> Bodies:

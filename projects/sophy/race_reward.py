@@ -73,7 +73,7 @@ def race_reward_terms(
 ) -> dict[str, Array]:
     """Unweighted terms [M] of one control step of `time_step` [s], penalties negative."""
     drives, before = current.drives, previous.drives
-    others = opponents_of(previous.present)
+    others = opponents_of(previous.on_road)
     gap, gap_before = gaps(track, drives.s), gaps(track, before.s)
 
     def in_window(gap: Array) -> Array:

@@ -34,6 +34,9 @@ class Results(NamedTuple):
     off_course_steps: Array
     wall_contact_steps: Array
     retired: Array  # bool
+    stops: Array  # int32, for tyres and fuel
+    fuel: Array  # on board in the end [kg]
+    wear: Array  # of the most worn tyre in the end, 1 at the cliff [-]
 
 
 class _Counts(NamedTuple):
@@ -84,7 +87,7 @@ def drive_races(
 def _count(before: RaceState, after: RaceState, counts: _Counts) -> _Counts:
     """Leaves [M]."""
     takes_part = before.present
-    both = takes_part & takes_part[:, None]
+    both = before.on_road & before.on_road[:, None]
     behind = before.distance[None] > before.distance[:, None]
     passed = both & behind & (after.distance[None] < after.distance[:, None])
     begins = contacts_begun(before.stewarding, after.meetings)
@@ -123,6 +126,9 @@ def _conclude(race: RaceState, counts: _Counts, penalty: float) -> Results:
         off_course_steps=counts.off_course_steps,
         wall_contact_steps=counts.wall_contact_steps,
         retired=race.retired,
+        stops=race.pits.stops,
+        fuel=race.drives.motion.fuel,
+        wear=jnp.max(race.drives.motion.wear, -1),
     )
 
 

@@ -1,0 +1,96 @@
+"""Teams of drivers that race each other, and numbers of theirs with intervals."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpy.typing import ArrayLike
+
+from core_rl import flags
+from core_rl.env import State, named_obs
+from core_rl.errors import UsageError
+from core_rl.policy import load_policy
+from experiments import sophy_race
+from experiments.ablation import interval
+from projects.sophy.drivers import LEVELS, level_of, scripted_actions
+from projects.sophy.league import directory_and_share, load_racer
+from projects.sophy.race_env import RaceConfig, RaceEnv, race_of
+
+TEAM = 4  # cars
+OF_FIRST = np.arange(2 * TEAM) < TEAM  # the slots of the first team
+START_SEED = 9_000_000  # grids; training and selection never see them
+LEVEL_NAMES = tuple(LEVELS)
+
+
+def check_team(flag: str, team: str) -> None:
+    """Raises UsageError where `flag` names nobody, or a level of scripted drivers that does not
+    exist."""
+    if not team:
+        raise UsageError(f"--{flag} is missing: name a policy bundle's directory or scripted:LEVEL")
+    name = team.removeprefix("scripted:")
+    if name != team and name not in LEVELS:
+        raise UsageError(
+            f"team {team!r}: there is no level {name!r}; allowed are {', '.join(LEVEL_NAMES)}"
+        )
+
+
+def race_config_of(teams: tuple[str, ...], circuits: str) -> RaceConfig:
+    """The race that a policy among the teams was trained for, with two teams from a grid."""
+    config = sophy_race.CONFIG.env
+    for team in teams:
+        if not team.startswith("scripted:"):
+            extra = load_policy(directory_and_share(team)[0]).manifest["extra"]
+            if extra.get("project") != "sophy":
+                raise UsageError(f"policy {team}: not trained by projects/sophy, it cannot race")
+            if "race" in extra:
+                config = flags.from_dict(RaceConfig, extra["race"], base=config)
+                break
+    solo = dataclasses.replace(config.solo, **({"circuit": circuits} if circuits else {}))
+    return dataclasses.replace(config, solo=solo, num_cars=2 * TEAM, field=(), start="grid")
+
+
+def racer(team: str, env: RaceEnv) -> Callable[[State], Array]:
+    """What a team's drivers do in every slot of a race: actions [M, 2].
+
+    Raises UserError for a policy that does not fit the race.
+    """
+    if team.startswith("scripted:"):
+        name = team.removeprefix("scripted:")
+        skill = LEVEL_NAMES.index(name) / (len(LEVEL_NAMES) - 1)
+        level = level_of(jnp.full(env.config.num_cars, skill))
+        return lambda state: scripted_actions(env, race_of(state), level)
+    policy = load_racer(team, env)
+    return lambda state: policy(named_obs(state))
+
+
+def drivers_of(teams: tuple[str, str], env: RaceEnv) -> Callable[[State], Array]:
+    """What all cars do in a race: actions [M, 2]."""
+    ours, theirs = (racer(team, env) for team in teams)
+    return lambda state: jnp.where(OF_FIRST[:, None], ours(state), theirs(state))
+
+
+def share_cars(env: RaceEnv) -> None:
+    """Where cars of several kinds race, both teams have the same ones."""
+    env.car_index = jnp.asarray(np.arange(2 * TEAM) % TEAM % len(env.solo.entrants), jnp.int32)
+
+
+def mean_of(values: ArrayLike) -> dict[str, float | None]:
+    """The mean of a number per championship [C] and its 95 % interval, None with one only."""
+    numbers = np.asarray(values, float)
+    low, high = interval(numbers) if len(numbers) > 1 else (None, None)
+    return {"mean": float(numbers.mean()), "low": low, "high": high}
+
+
+def show_intervals(row: dict[str, Any]) -> str:
+    """The numbers of `mean_of` in a row, a line each."""
+    lines = []
+    for name, value in row.items():
+        if isinstance(value, dict):
+            shown = f"{value['mean']:8.3f}"
+            if value["low"] is not None:
+                shown += f"  ({value['low']:.3f} to {value['high']:.3f})"
+            lines.append(f"  {name.replace('_', ' '):36} {shown}")
+    return "\n".join(lines)
