@@ -60,8 +60,11 @@ def define(
     return lambda: _build(default_config, "", lambda path: flag_values[path].value)
 
 
-def parse(default_config: Config, arguments: list[str]) -> Config:
-    """The config that `arguments` (without the program's name) ask for; raises UsageError."""
+def parse(default_config: Config, arguments: list[str], positional: str = "") -> Config:
+    """The config that `arguments` (without the program's name) ask for; raises UsageError.
+
+    What is no flag goes into the tuple of texts that `positional` names, if one is named.
+    """
     values = absl_flags.FlagValues()
     values.set_gnu_getopt(True)
     build = define(default_config, flag_values=values)
@@ -71,25 +74,33 @@ def parse(default_config: Config, arguments: list[str]) -> Config:
         raise UsageError(_unknown_flag(error.flagname, list(flatten(default_config)))) from None
     except (absl_flags.Error, ValueError) as error:  # absl's ValueError: --noflag=value
         raise UsageError(str(error).removeprefix("flag ").removeprefix("ERROR:: ")) from None
-    if rest:
+    if rest and not positional:
         raise UsageError(f"unexpected argument {rest[0]!r}: flags are written --name=value")
+    if rest:
+        named: tuple[str, ...] = values[positional].value or ()
+        values[positional].value = (*named, *rest)
     return build()
 
 
 def main(
-    run: Callable[[Any], int | None], default_config: Any, *, argv: list[str] | None = None
+    run: Callable[[Any], int | None],
+    default_config: Any,
+    *,
+    argv: list[str] | None = None,
+    positional: str = "",
 ) -> NoReturn:
-    """Parses the command line, calls `run(config)` and exits with what it returns.
+    """Parses the command line, calls `run(config)` and exits with what it returns; `positional`
+    as for `parse`.
 
     A UserError, or an error of the operating system, becomes one line on stderr and exit code 2
     (the command is wrong) or 1 (running it failed). Every other exception keeps its traceback.
     """
     arguments = (sys.argv if argv is None else argv)[1:]
     if any(argument in HELP_FLAGS for argument in arguments):
-        print(help_text(default_config))
+        print(help_text(default_config, positional))
         sys.exit(0)
     try:
-        sys.exit(run(parse(default_config, arguments)))
+        sys.exit(run(parse(default_config, arguments, positional)))
     except UserError as error:
         hint = " (--help lists all flags)" if isinstance(error, UsageError) else ""
         _fail(f"{error}{hint}", error.exit_code)
@@ -100,12 +111,13 @@ def main(
         _fail(f"{where}{error.strerror}", UserError.exit_code)
 
 
-def help_text(default_config: Any) -> str:
+def help_text(default_config: Any, positional: str = "") -> str:
     """The page of `--help`: the program's docstring, then all flags, grouped by their prefix."""
     program = sys.modules["__main__"]
     spec = getattr(program, "__spec__", None)
     command = f"python -m {spec.name.removesuffix('.__main__')}" if spec else "python FILE"
-    lines = [f"usage: {command} [--name=value ...] [--flagfile=FILE]"]
+    rest = f" [{positional.upper()} ...]" if positional else ""
+    lines = [f"usage: {command}{rest} [--name=value ...] [--flagfile=FILE]"]
     if program.__doc__:
         lines += ["", program.__doc__.strip()]
     groups: dict[str, list[tuple[str, str, str]]] = {"": []}

@@ -17,7 +17,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -241,7 +241,7 @@ def write_record(
             "argv": sys.orig_argv,
             "seeds": seeds,
             "config": flags.to_dict(config),
-            "code": _code(),
+            "code": code_version(),
             "versions": {
                 "python": platform.python_version(),
                 "jax": jax.__version__,
@@ -257,7 +257,12 @@ def write_record(
         }
     else:
         check_same_config(record, config, may_differ)
-        resume = {"time": _now(), "epoch": resumed_epoch, "argv": sys.orig_argv, "code": _code()}
+        resume = {
+            "time": _now(),
+            "epoch": resumed_epoch,
+            "argv": sys.orig_argv,
+            "code": code_version(),
+        }
         record["resumes"].append(resume)
     write_json(workdir / RECORD, record)
     return record
@@ -284,7 +289,7 @@ def check_same_config(
 
     `may_differ` holds dotted names of leaves or of whole groups, such as `run` for `run.minutes`.
     """
-    old, new = _flatten(record["config"]), _flatten(flags.to_dict(config))
+    old, new = flatten(record["config"]), flatten(flags.to_dict(config))
     differing = [
         f"--{name}={_text(old, name)} (now {_text(new, name)})"
         for name in {**old, **new}
@@ -297,6 +302,17 @@ def check_same_config(
             f"this run was started with {', '.join(differing[:5])}{more}: "
             "repeat those, or choose another --workdir"
         )
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves of a recorded configuration by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -369,16 +385,6 @@ def _stable_id(path: Path) -> str:
     return path.read_text()
 
 
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flat.update(_flatten(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
 def _text(flat: dict[str, Any], name: str) -> str:
     if name not in flat:
         return "absent"
@@ -397,7 +403,7 @@ def _packages() -> dict[str, str]:
     return dict(sorted(installed.items()))
 
 
-def _code() -> dict[str, Any]:
+def code_version() -> dict[str, Any]:
     """Commit of the repository that holds this file, and whether its files differ from it."""
     tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     status = _git("status", "--porcelain") if tracked else None

@@ -1,0 +1,83 @@
+"""Directories of runs as they are found again: their records, seeds and columns of metrics."""
+
+import dataclasses
+import fcntl
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from core_rl.errors import UserError
+from core_rl.tracking import RECORD, flatten, read_metrics, read_record
+
+METRICS = "metrics.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run's directory, read."""
+
+    directory: Path
+    record: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """By dotted name."""
+        return flatten(self.record["config"])
+
+    @property
+    def seeds(self) -> list[int]:
+        return self.record.get("seeds") or [int(self.config.get("seed", 0))]
+
+    @property
+    def module(self) -> str:
+        """What was started with `python -m`; empty where it was not."""
+        return module_of(self.record.get("argv", []))
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a process holds the directory."""
+        path = self.directory / "lock"
+        if not path.exists():
+            return False
+        with path.open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+
+def module_of(argv: list[str]) -> str:
+    """The module of a command with `-m`."""
+    return argv[argv.index("-m") + 1] if "-m" in argv[:-1] else ""
+
+
+def read_run(directory: Path) -> Run:
+    """Raises UserError where there is no run, or its files are damaged; a last line that is still
+    being written is left out."""
+    record = read_record(directory)
+    if record is None:
+        raise UserError(f"{directory}: no run is here, it has no {RECORD}")
+    path = directory / METRICS
+    return Run(directory, record, read_metrics(path) if path.is_file() else [])
+
+
+def find_runs(places: Iterable[str]) -> list[Path]:
+    """The runs' directories among `places` and below them, in order, each once.
+
+    Raises UserError for a place that does not exist or holds none.
+    """
+    found: dict[Path, None] = {}
+    for place in places:
+        path = Path(place).expanduser()
+        if not path.is_dir():
+            raise UserError(f"{place}: there is no such directory")
+        if (path / RECORD).is_file():
+            below = [path]
+        else:
+            below = sorted(record.parent for record in path.rglob(RECORD))
+        if not below:
+            raise UserError(f"{place}: no run is here or below, none has a {RECORD}")
+        found |= dict.fromkeys(below)
+    return list(found)

@@ -1,0 +1,463 @@
+"""Runs a Weights & Biases sweep file without a server: on this machine, or on a cluster.
+
+    ./run python -m experiments.sweep --file=experiments/sweeps/n_step.yaml --workers=2
+    ./run python -m experiments.sweep --file=... --executor=slurm --workers=16 --partition=cpu
+
+The file is W&B's own (`program`, `method`, `metric`, `parameters`, `run_cap`), its parameters'
+names are our flags, and the `sweeps` package proposes the cells as the server would; `wandb sweep`
+and `wandb agent` run the same file. Cells that differ only in consecutive seeds are one process
+that trains them side by side (`--novmap_seeds` keeps them apart).
+
+Every cell is a directory with a run of its own, `OUT/cells/000` and so on, with `cell.json` and
+`log.txt`. A sweep that was stopped or killed goes on with the same command: finished cells stay as
+they are, unfinished ones resume from their checkpoints. A cell that fails is told with its reason
+and stops no other; `--retry` runs failed ones again.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import math
+import random
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+
+from core_rl import flags
+from core_rl.errors import UsageError, UserError
+from core_rl.tracking import RecordError, open_workdir, read_metrics, write_json
+from experiments.executors import EXECUTORS, Executor, Job, interrupted
+
+METHODS = ("grid", "random", "bayes")
+GOALS = {"maximize": 1.0, "minimize": -1.0}
+KEYS = ("program", "method", "metric", "parameters", "run_cap", "command", "name", "description")
+POLL = 0.2  # between two looks at the running cells [s]
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    file: str = ""  # the sweep, YAML
+    out: str = ""  # directory of the cells; empty: runs/sweeps/NAME, as the file is called
+    workers: int = 2  # cells that run at once
+    cells: int = 0  # at most so many in all; 0: the file's run_cap, or the whole grid
+    vmap_seeds: bool = True  # cells that differ in consecutive seeds are one process
+    retry: bool = False  # whether failed cells run again
+    seed: int = 0  # of the proposals where they are random
+    executor: Literal["local", "slurm", "ray"] = "local"
+    partition: str = ""  # of the cluster; empty: its default
+    hours: float = 4.0  # that a cluster grants a cell, which resumes in the next sweep
+    json: bool = False  # print one JSON object
+
+    def __post_init__(self):
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, got {self.workers}")
+        if self.cells < 0 or self.seed < 0:
+            raise ValueError(f"cells and seed must not be negative, got {self.cells}, {self.seed}")
+        if not self.hours > 0:
+            raise ValueError(f"hours must be positive, got {self.hours}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A sweep file, checked."""
+
+    module: str  # the experiment
+    defaults: Any  # its configuration
+    plan: dict[str, Any]  # what the `sweeps` package wants
+    metric: str
+    sign: float  # 1 where the metric should be large
+    cap: int  # cells at most, 0: the whole grid
+    seeds: tuple[int, ...]  # that each cell trains side by side; empty: cells name their own
+
+
+@dataclasses.dataclass
+class Cell:
+    """A proposal and what became of it, as in its `cell.json`."""
+
+    directory: Path
+    parameters: dict[str, Any]
+    state: Literal["waiting", "running", "finished", "failed"] = "waiting"
+    reason: str = ""  # why it failed
+    best: float | None = None  # of the metric
+
+    def save(self) -> None:
+        told = dataclasses.asdict(self)
+        del told["directory"]
+        if self.best is not None and not math.isfinite(self.best):
+            told["best"] = None
+        write_json(self.directory / "cell.json", told)
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+    @property
+    def arguments(self) -> list[str]:
+        return arguments_of(self.parameters)
+
+
+def arguments_of(parameters: dict[str, Any]) -> list[str]:
+    """Flags for parameters, in the form that `wandb agent` writes them."""
+    return [f"--{name}={value}" for name, value in parameters.items()]
+
+
+def read_sweep(path: str, vmap_seeds: bool) -> Sweep:
+    """Raises UserError with one line for a file that no sweep can be made of."""
+    try:
+        plan = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(plan, dict):
+        raise UserError(f"{path}: a sweep file holds {', '.join(KEYS[:4])}")
+    for key in plan:
+        if key not in KEYS:
+            raise UserError(f"{path}: {key!r} is not supported; allowed are {', '.join(KEYS)}")
+    for key in ("program", "method", "parameters"):
+        if key not in plan:
+            raise UserError(f"{path}: {key} is missing")
+    if plan["method"] not in METHODS:
+        raise UserError(f"{path}: method must be {', '.join(METHODS)}, got {plan['method']!r}")
+    plan["parameters"] = dict(plan["parameters"] or {})
+    metric = plan.get("metric") or {}
+    if plan["method"] == "bayes" and "name" not in metric:
+        raise UserError(f"{path}: method bayes needs a metric with a name and a goal")
+    goal = metric.get("goal", "maximize")
+    if goal not in GOALS:
+        raise UserError(f"{path}: metric.goal must be {' or '.join(GOALS)}, got {goal!r}")
+    module, defaults = _experiment(path, str(plan["program"]))
+    seeds = _shared_seeds(plan) if vmap_seeds else ()
+    parameters = {name: dict(value or {}) for name, value in plan["parameters"].items()}
+    if seeds:
+        parameters["seed"] = {"value": seeds[0]}
+        parameters["num_seeds"] = {"value": len(seeds)}
+    plan = {**plan, "parameters": parameters}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydantic's, of how the package is written
+        import sweeps
+    asked = {key: plan[key] for key in ("method", "metric", "parameters") if key in plan}
+    if violations := sweeps.schema_violations_from_proposed_config(asked):
+        raise UserError(f"{path}: {'; '.join(violations)}")
+    known = flags.flatten(defaults)
+    for name in parameters:
+        if name not in known:
+            # The experiment's own words, which name the nearest flag.
+            try:
+                flags.parse(defaults, [f"--{name}=0"])
+            except UsageError as error:
+                raise UserError(f"{path}: {module} has no such parameter: {error}") from None
+    return Sweep(
+        module=module,
+        defaults=defaults,
+        plan=asked,
+        metric=str(metric.get("name", "")),
+        sign=GOALS[goal],
+        cap=int(plan.get("run_cap") or 0),
+        seeds=seeds,
+    )
+
+
+def _experiment(path: str, program: str) -> tuple[str, Any]:
+    """The module that a sweep runs, named as such or by its file, and its default configuration."""
+    name = program.removesuffix(".py").replace("/", ".").lstrip(".")
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"{path}: program {program!r} cannot be imported: {error}") from None
+    if not hasattr(module, "CONFIG"):
+        raise UserError(f"{path}: program {program!r} has no CONFIG, it is not an experiment")
+    return name, module.CONFIG
+
+
+def _shared_seeds(plan: dict[str, Any]) -> tuple[int, ...]:
+    """The seeds that every cell of a grid has in common, where one process can train them all."""
+    values = dict(plan["parameters"].get("seed") or {}).get("values")
+    if plan["method"] != "grid" or not values or "num_seeds" in plan["parameters"]:
+        return ()
+    first = values[0]
+    alike = len(values) > 1 and isinstance(first, int)
+    return tuple(values) if alike and values == list(range(first, first + len(values))) else ()
+
+
+def read_cells(sweep: Sweep, out: Path, retry: bool) -> list[Cell]:
+    """The cells that have been proposed, in order; what was running waits again."""
+    cells = []
+    for directory in sorted((out / "cells").glob("*")):
+        path = directory / "cell.json"
+        if not path.is_file():
+            continue  # a kill came before anything was proposed here
+        try:
+            cell = Cell(directory, **json.loads(path.read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise RecordError(f"{path} is damaged: {error}") from None
+        if cell.state == "running" or (retry and cell.state == "failed"):
+            cell.state, cell.reason = "waiting", ""
+        cells.append(cell)
+    for cell in cells:
+        if unknown := set(cell.parameters) - set(sweep.plan["parameters"]):
+            raise RecordError(
+                f"{cell.directory}: this sweep has no parameter {sorted(unknown)[0]}; its file has "
+                "changed: choose another --out"
+            )
+    return cells
+
+
+def propose(sweep: Sweep, cells: list[Cell], seed: int) -> dict[str, Any] | None:
+    """The parameters of the next cell, or None where there is none."""
+    import sweeps
+
+    states = {"waiting": "running", "running": "running", "finished": "finished"}
+    runs = []
+    for cell in cells:
+        told = {} if cell.best is None else {sweep.metric: cell.best}
+        runs.append(
+            sweeps.SweepRun(
+                name=cell.name,
+                config={name: {"value": value} for name, value in cell.parameters.items()},
+                state=sweeps.RunState(states.get(cell.state, "failed")),
+                summaryMetrics=told,
+                sampledHistory=[told] if told else [],
+            )
+        )
+    # The package draws from NumPy's and Python's own generators: the same cell, the same draw.
+    np.random.seed((seed * 1_000_003 + len(cells)) % 2**32)
+    random.seed(seed * 1_000_003 + len(cells))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        proposal = sweeps.next_run(sweep.plan, runs)
+    if proposal is None:
+        return None
+    return {name: plain(entry["value"]) for name, entry in proposal.config.items()}
+
+
+def plain(value: Any) -> Any:
+    """What JSON holds of a NumPy number."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def grid_size(sweep: Sweep) -> int:
+    """Cells of the whole grid; 0 where a method has no end."""
+    if sweep.plan["method"] != "grid":
+        return 0
+    return math.prod(len(entry.get("values", [0])) for entry in sweep.plan["parameters"].values())
+
+
+def best_of(sweep: Sweep, directory: Path) -> float | None:
+    """The metric of a run at its best, the mean over its seeds; None before it has one.
+
+    Raises RecordError for a damaged file.
+    """
+    path = directory / "metrics.jsonl"
+    if not sweep.metric or not path.is_file():
+        return None
+    values = [
+        float(np.mean(np.asarray(row[sweep.metric], float)))
+        for row in read_metrics(path)
+        if sweep.metric in row
+    ]
+    values = [value for value in values if math.isfinite(value)]
+    return sweep.sign * max(sweep.sign * value for value in values) if values else None
+
+
+def why_failed(log: Path, code: int) -> str:
+    """The last line that a process wrote, which is what our experiments say of an error."""
+    try:
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    except OSError:
+        lines = []
+    said = next((line for line in reversed(lines) if line), "no message")
+    how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    return f"{how}: {said[-300:]}"
+
+
+class Overview:
+    """What is going on, in one line: it changes in place on a terminal, else it is written anew
+    when a cell ends."""
+
+    def __init__(self, sweep: Sweep, total: int):
+        self._sweep, self._total = sweep, total
+        self._began, self._live = time.monotonic(), sys.stderr.isatty()
+
+    def text(self, cells: list[Cell], ended_now: int) -> str:
+        count = {state: sum(cell.state == state for cell in cells) for state in _STATES}
+        done = count["finished"] + count["failed"]
+        total = self._total or max(len(cells), done)
+        parts = [f"{done} of {total} cells done", f"{count['running']} running"]
+        if count["failed"]:
+            parts.append(f"{count['failed']} failed")
+        ranked = ranking(self._sweep, cells)
+        if ranked:
+            parts.append(f"best {self._sweep.metric} {ranked[0].best:.4g} (cell {ranked[0].name})")
+        if ended_now and self._total:
+            seconds = (time.monotonic() - self._began) / ended_now * (total - done)
+            parts.append(f"ETA {int(seconds // 60)}:{int(seconds % 60):02d}")
+        return ", ".join(parts)
+
+    def show(self, text: str, ended: bool) -> None:
+        if self._live:
+            sys.stderr.write(f"\r\x1b[2K{text}" + ("\n" if ended else ""))
+        elif ended:
+            sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
+_STATES = ("waiting", "running", "finished", "failed")
+
+
+def ranking(sweep: Sweep, cells: list[Cell]) -> list[Cell]:
+    """Cells that have a metric, the best first."""
+    told = [cell for cell in cells if cell.best is not None]
+    return sorted(told, key=lambda cell: -sweep.sign * float(cell.best or 0.0))
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[list[int]]:
+    """Fills the list with the signal's number when one asks to stop."""
+    received: list[int] = []
+    handled = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda n, _: received.append(n)) for number in handled}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_cells(config: SweepConfig, sweep: Sweep, out: Path, executor: Executor) -> list[Cell]:
+    """Runs what is left of a sweep and returns all its cells; stops in order on a signal."""
+    cells = read_cells(sweep, out, config.retry)
+    cap = config.cells or sweep.cap
+    whole = grid_size(sweep)
+    total = min(whole, cap) if whole and cap else whole or cap
+    overview, running, ended_now = Overview(sweep, total), {}, 0
+    exhausted = stopping = False
+    with stop_on_signal() as received:
+        while True:
+            while len(running) < config.workers and not received:
+                waiting = next((cell for cell in cells if cell.state == "waiting"), None)
+                if waiting is None:
+                    if exhausted or (cap and len(cells) >= cap):
+                        break
+                    parameters = propose(sweep, cells, config.seed)
+                    if parameters is None:
+                        exhausted = True
+                        break
+                    directory = out / "cells" / f"{len(cells):03d}"
+                    directory.mkdir(parents=True, exist_ok=True)
+                    waiting = Cell(directory, parameters)
+                    waiting.save()
+                    cells.append(waiting)
+                waiting.state = "running"
+                waiting.save()
+                running[waiting.name] = (waiting, _begin(sweep, waiting, executor))
+            if not running:
+                break
+            if received and not stopping:
+                stopping = True
+                executor.stop([job for _, job in running.values()])
+            time.sleep(POLL)
+            for cell, job in list(running.values()):
+                code = executor.poll(job)
+                if code is None:
+                    continue
+                del running[cell.name]
+                if code == 0:
+                    cell.state, cell.reason = "finished", ""
+                elif received and interrupted(code):
+                    cell.state = "waiting"  # it ended in order, and goes on next time
+                else:
+                    cell.state = "failed"
+                    cell.reason = why_failed(cell.directory / "log.txt", code)
+                cell.best = best_of(sweep, cell.directory)
+                cell.save()
+                ended_now += cell.state != "waiting"
+                if cell.state == "failed":
+                    overview.show(f"cell {cell.name} failed: {cell.reason}", ended=True)
+                overview.show(overview.text(cells, ended_now), ended=True)
+            overview.show(overview.text(cells, ended_now), ended=False)
+    if received:
+        sys.stderr.write("stopped; the same command goes on with the unfinished cells\n")
+    return cells
+
+
+def _begin(sweep: Sweep, cell: Cell, executor: Executor) -> Job:
+    command = ["-m", sweep.module, *cell.arguments, f"--workdir={cell.directory}"]
+    return executor.start(cell.name, command, cell.directory)
+
+
+def saved_by_seeds(cells: list[Cell], num_seeds: int) -> float:
+    """Seconds of compilation that training seeds side by side has saved, by the first epoch's time
+    over the others'."""
+    saved = 0.0
+    for cell in cells:
+        path = cell.directory / "metrics.jsonl"
+        if cell.state != "finished" or not path.is_file():
+            continue
+        ends = [row["time/train_seconds"] for row in read_metrics(path)]
+        if len(ends) > 2:
+            usual = float(np.median(np.diff(ends)))
+            saved += (num_seeds - 1) * max(ends[0] - usual, 0.0)
+    return saved
+
+
+def check_arguments(sweep: Sweep, cells: list[Cell], path: str, seed: int) -> None:
+    """Raises UserError where the experiment does not take the first proposal's values."""
+    parameters = cells[0].parameters if cells else propose(sweep, [], seed)
+    try:
+        flags.parse(sweep.defaults, arguments_of(parameters or {}))
+    except UsageError as error:
+        raise UserError(f"{path}: {sweep.module} does not take a proposal: {error}") from None
+
+
+def main(config: SweepConfig) -> int:
+    if not config.file:
+        raise UsageError("--file is missing: name a sweep file, such as experiments/sweeps/*.yaml")
+    sweep = read_sweep(config.file, config.vmap_seeds)
+    if sweep.plan["method"] != "grid" and not (config.cells or sweep.cap):
+        raise UsageError(
+            f"{config.file}: method {sweep.plan['method']} has no end: name --cells, or run_cap in "
+            "the file"
+        )
+    directory = config.out or f"runs/sweeps/{Path(config.file).stem}"
+    with open_workdir(directory) as out:
+        check_arguments(sweep, read_cells(sweep, out, False), config.file, config.seed)
+        if sweep.seeds:
+            sys.stderr.write(
+                f"seeds {sweep.seeds[0]} to {sweep.seeds[-1]} of a cell train side by side in one "
+                "program (--novmap_seeds: one each)\n"
+            )
+        executor = EXECUTORS[config.executor](config.workers, out, config.partition, config.hours)
+        cells = run_cells(config, sweep, out, executor)
+    if sweep.seeds and any(cell.state == "finished" for cell in cells):
+        seconds = saved_by_seeds(cells, len(sweep.seeds))
+        sys.stderr.write(f"that has saved {seconds:.0f} s of compilation\n")
+    ranked = ranking(sweep, cells)
+    unranked = [cell for cell in cells if cell.best is None]
+    if config.json:
+        rows = [
+            {"cell": str(cell.directory), "state": cell.state, "reason": cell.reason}
+            | {"parameters": cell.parameters, "best": cell.best}
+            for cell in [*ranked, *unranked]
+        ]
+        print(json.dumps({"metric": sweep.metric, "cells": rows}))
+    else:
+        varied = [name for name, entry in sweep.plan["parameters"].items() if "value" not in entry]
+        for cell in [*ranked, *unranked]:
+            value = "" if cell.best is None else f"{cell.best:.5g}"
+            told = " ".join(f"--{name}={cell.parameters[name]}" for name in varied)
+            print(f"{cell.directory}  {cell.state:8}  {value:>10}  {told}  {cell.reason}".rstrip())
+    unfinished = sum(cell.state != "finished" for cell in cells)
+    return 1 if unfinished else 0
+
+
+if __name__ == "__main__":
+    flags.main(main, SweepConfig())

@@ -1,0 +1,265 @@
+"""Sweeps of a tiny experiment: whole, killed and resumed, failing, and with wrong files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from core_rl import flags
+from core_rl.errors import UserError
+from experiments import sophy_time_trial, sweep
+from experiments.executors import Local, Slurm, interrupted
+from experiments.sweep import SweepConfig, arguments_of, propose, read_sweep
+from tests.experiments import tiny_experiment
+
+ROOT = Path(__file__).parents[2]
+PLAN = {
+    "program": "tests/experiments/tiny_experiment.py",
+    "method": "grid",
+    "metric": {"name": "eval/score", "goal": "maximize"},
+    "parameters": {"agent.x": {"values": [0.1, 0.3]}, "seed": {"values": [0, 1]}},
+}
+
+
+@pytest.fixture(autouse=True)
+def from_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+def write(path, **changes):
+    path.write_text(yaml.safe_dump({**PLAN, **changes}))
+    return str(path)
+
+
+def command(file, out, *more):
+    arguments = ["-m", "experiments.sweep", f"--file={file}", f"--out={out}", *more]
+    return [sys.executable, *arguments]
+
+
+def outcomes(out):
+    """By parameters: state and what was recorded of each epoch."""
+    found = {}
+    for directory in sorted((out / "cells").iterdir()):
+        cell = json.loads((directory / "cell.json").read_text())
+        rows = [json.loads(line) for line in (directory / "metrics.jsonl").open()]
+        scores = [(row["epoch"], row["eval/score"]) for row in rows]
+        found[json.dumps(cell["parameters"], sort_keys=True)] = (cell["state"], scores)
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    parameters = {
+        "agent.x": {"values": [0.1, 0.3, 0.5]},
+        "seed": {"values": [0, 1]},
+        "train.sleep": {"value": 0.15},
+        "train.num_epochs": {"value": 4},
+    }
+    file = write(folder / "plan.yaml", parameters=parameters)
+    subprocess.run(
+        command(file, folder / "out", "--novmap_seeds"),
+        check=True,
+        capture_output=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    return file, outcomes(folder / "out")
+
+
+def test_a_killed_sweep_goes_on_and_ends_as_an_undisturbed_one(undisturbed, tmp_path):
+    file, expected = undisturbed
+    assert len(expected) == 6 and all(state == "finished" for state, _ in expected.values())
+    out = tmp_path / "out"
+    doomed = subprocess.Popen(command(file, out, "--novmap_seeds"), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60.0
+    while not list(out.glob("cells/*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    doomed.kill()
+    doomed.wait()
+    cells = [json.loads(path.read_text()) for path in out.glob("cells/*/cell.json")]
+    assert any(cell["state"] == "running" for cell in cells) and len(cells) < 6
+    again = subprocess.run(command(file, out, "--novmap_seeds"), capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert outcomes(out) == expected
+    # Once more changes nothing and starts nothing.
+    times = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/metrics.jsonl")}
+    told = subprocess.run(command(file, out, "--novmap_seeds", "--json"), capture_output=True)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    rows = json.loads(told.stdout)["cells"]
+    assert rows[0]["parameters"]["agent.x"] == 0.3 and rows[0]["parameters"]["seed"] == 1
+
+
+def test_a_signal_ends_the_cells_in_order_and_they_resume(undisturbed, tmp_path):
+    file, expected = undisturbed
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        command(file, out, "--novmap_seeds"), stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60.0
+    while not list(out.glob("cells/*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and "the same command goes on" in said
+    states = {json.loads(path.read_text())["state"] for path in out.glob("cells/*/cell.json")}
+    assert states <= {"waiting", "finished"} and "waiting" in states
+    assert sweep.main(SweepConfig(file, str(out), vmap_seeds=False)) == 0
+    assert outcomes(out) == expected
+
+
+def test_a_failed_cell_is_told_and_stops_no_other(tmp_path, capsys):
+    parameters = {"agent.kind": {"values": ["fails", "plain"]}}
+    file, out = write(tmp_path / "plan.yaml", parameters=parameters), tmp_path / "out"
+    assert sweep.main(SweepConfig(file, str(out), workers=1)) == 1
+    told = capsys.readouterr()
+    assert "cell 000 failed: exit code 1:" in told.err
+    assert "not finite in epoch 1: loss" in told.err and "2 of 2 cells done" in told.err
+    assert "failed" in told.out and "finished" in told.out
+    # Without --retry it is left alone.
+    before = (out / "cells/000/log.txt").stat().st_size
+    assert sweep.main(SweepConfig(file, str(out), workers=1)) == 1
+    assert (out / "cells/000/log.txt").stat().st_size == before
+    assert sweep.main(SweepConfig(file, str(out), workers=1, retry=True)) == 1
+    assert (out / "cells/000/log.txt").stat().st_size > before
+
+
+def test_seeds_of_a_grid_train_side_by_side(tmp_path, capsys):
+    file, out = write(tmp_path / "plan.yaml"), tmp_path / "out"
+    assert sweep.main(SweepConfig(file, str(out))) == 0
+    told = capsys.readouterr().err
+    assert "seeds 0 to 1 of a cell train side by side" in told and "s of compilation" in told
+    cells = sorted((out / "cells").iterdir())
+    assert len(cells) == 2
+    rows = [json.loads(line) for line in (cells[0] / "metrics.jsonl").open()]
+    assert len(rows[-1]["eval/score"]) == 2
+
+
+def test_random_proposals_repeat_and_bayes_finds_the_top(tmp_path):
+    parameters = {"agent.x": {"min": 0.0, "max": 1.0}}
+    file = write(tmp_path / "random.yaml", method="random", parameters=parameters)
+    plan = read_sweep(file, True)
+    first = propose(plan, [], 0)
+    assert propose(plan, [], 0) == first != propose(plan, [], 1)
+    file = write(tmp_path / "bayes.yaml", method="bayes", parameters=parameters)
+    plan, cells = read_sweep(file, True), []
+    for number in range(14):
+        proposed = propose(plan, cells, 0)
+        score = -((proposed["agent.x"] - 0.3) ** 2)
+        cells.append(sweep.Cell(tmp_path / str(number), proposed, "finished", "", score))
+    assert max(cell.best for cell in cells) > -0.01
+
+
+def test_slurm_s_local_cluster_runs_cells(tmp_path):
+    executor = Slurm(1, tmp_path, "", 1.0, cluster="local")
+    arguments = ["-m", "tests.experiments.tiny_experiment", f"--workdir={tmp_path / 'good'}"]
+    good = executor.start("000", arguments, tmp_path)
+    bad = executor.start("001", [*arguments, "--agent.kind=fails"], tmp_path)
+    deadline = time.monotonic() + 120.0
+    codes = [None, None]
+    while None in codes and time.monotonic() < deadline:
+        codes = [executor.poll(good), executor.poll(bad)]
+        time.sleep(0.2)
+    assert codes == [0, 1]
+    assert len((tmp_path / "good/metrics.jsonl").read_text().splitlines()) == 3
+    assert "not finite" in (tmp_path / "log.txt").read_text()
+
+
+def test_cells_get_their_share_of_the_cpus(tmp_path):
+    executor = Local(2, tmp_path)
+    script = "import os; print(sorted(os.sched_getaffinity(0)))"
+    jobs = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        jobs.append(executor.start(name, ["-c", script], tmp_path / name))
+    for job in jobs:
+        assert job.wait() == 0
+    shares = [set(json.loads((tmp_path / name / "log.txt").read_text())) for name in ("a", "b")]
+    cpus = os.sched_getaffinity(0)
+    assert shares[0] | shares[1] == cpus
+    assert len(cpus) < 2 or not shares[0] & shares[1]
+
+
+def test_exit_codes_of_those_who_were_asked_to_stop():
+    assert [interrupted(code) for code in (143, 130, -15, -2)] == [True] * 4
+    assert [interrupted(code) for code in (0, 1, 2, -9, 137)] == [False] * 5
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments/sweeps").glob("*.yaml")), ids=str)
+def test_our_sweep_files_are_understood_here_and_by_a_wandb_agent(path):
+    from wandb.sdk.launch.sweeps import utils
+
+    plan = read_sweep(str(path), False)
+    proposed = propose(plan, [], 0)
+    flags.parse(plan.defaults, arguments_of(proposed))
+    # What `wandb agent` makes of the file's own command and the same proposal.
+    told = {"args": {name: {"value": value} for name, value in proposed.items()}}
+    written = yaml.safe_load(path.read_text())["command"]
+    filled = utils.create_sweep_command(written)
+    arguments = utils.create_sweep_command_args(told)["args"]
+    assert arguments == arguments_of(proposed)
+    flags.parse(plan.defaults, arguments)
+    assert filled[:4] == ["./run", "python", "-m", plan.module]
+
+
+def test_there_are_sweep_files():
+    assert len(list((ROOT / "experiments/sweeps").glob("*.yaml"))) >= 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parameters": {"agent.y": {"values": [1]}}}, "has no such parameter: .*agent.y"),
+        ({"parameters": {"agent.x": {"values": ["fast"]}}}, "does not take a proposal"),
+        ({"parameters": {}}, "should be non-empty"),
+        ({"method": "guess"}, "method must be grid, random, bayes, got 'guess'"),
+        ({"program": "experiments/nothing.py"}, "cannot be imported"),
+        ({"program": "experiments/ablation.py"}, "has no CONFIG, it is not an experiment"),
+        ({"metric": {"name": "x", "goal": "up"}}, "metric.goal must be maximize or minimize"),
+        ({"early_terminate": {"type": "hyperband"}}, "'early_terminate' is not supported"),
+        ({"method": "random"}, "has no end: name --cells"),
+    ],
+)
+def test_a_wrong_file_is_one_line(changes, message, tmp_path):
+    file = write(tmp_path / "plan.yaml", **changes)
+    with pytest.raises(UserError, match=message) as caught:
+        sweep.main(SweepConfig(file, str(tmp_path / "out")))
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("out/cells/*"))
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(UserError, match="--file is missing"):
+        sweep.main(SweepConfig())
+    with pytest.raises(UserError, match="No such file"):
+        sweep.main(SweepConfig(str(tmp_path / "none.yaml")))
+    (tmp_path / "bad.yaml").write_text("method: [grid")
+    with pytest.raises(UserError, match="not YAML"):
+        sweep.main(SweepConfig(str(tmp_path / "bad.yaml")))
+
+
+def test_a_damaged_cell_and_a_changed_file_are_refused(tmp_path):
+    file, out = write(tmp_path / "plan.yaml"), tmp_path / "out"
+    (out / "cells/000").mkdir(parents=True)
+    (out / "cells/000/cell.json").write_text('{"parameters": {"agent')
+    with pytest.raises(UserError, match=r"cell\.json is damaged"):
+        sweep.main(SweepConfig(file, str(out)))
+    cell = {"parameters": {"agent.layers": "8"}, "state": "finished", "reason": "", "best": None}
+    (out / "cells/000/cell.json").write_text(json.dumps(cell))
+    with pytest.raises(UserError, match=r"this sweep has no parameter agent\.layers"):
+        sweep.main(SweepConfig(file, str(out)))
+
+
+def test_the_tiny_experiment_has_the_seams_of_a_real_one():
+    names = set(flags.flatten(tiny_experiment.CONFIG))
+    assert {"seed", "num_seeds", "workdir", "train.num_epochs"} <= names & set(
+        flags.flatten(sophy_time_trial.CONFIG)
+    )
