@@ -4,7 +4,7 @@ Passing, collision, rear end and unsporting collision are those of Wurman et al.
 "Rewards"); steering reversal, shortcut, barrier and the speed of a collision those of the later
 agents (Vasco et al. 2024, arXiv 2406.12563, and Lee et al. 2025, arXiv 2504.09021).
 Whether a collision is unsporting, the paper's own rule being unpublished, the stewards say
-(`stewards`): it is where the car was at fault. The published mask of quick reversals is unknown;
+(`stewards`): it is where the car was at fault. The price of a hard fault is ours. The published mask of quick reversals is unknown;
 here it is two changes of opposite signs that are both no trifle.
 """
 
@@ -36,6 +36,7 @@ class RaceRewardConfig(RewardConfig):
     any_collision: float = 4.0  # per step in contact with a car, whoever's fault
     rear_end: float = 0.1  # per step in contact with a car ahead and (km/h)^2 of relative speed
     unsporting: float = 0.0  # per contact begun with the car at fault
+    hard_fault: float = 0.0  # the same of medium or heavy severity, which costs seconds at the flag
     collision_speed: float = 0.0  # per step in contact and (m/s)^2 of relative speed
     shortcut: float = 0.0  # per second off course and m/s
     barrier: float = 0.0  # per second of wall contact and m/s
@@ -84,6 +85,9 @@ def race_reward_terms(
     # After a contact the speeds have evened out, so what counts is how fast the gap closed in it.
     closing = current.meetings.closing
     relative = jnp.where(others, closing + closing.T, 0.0) ** 2  # [M, M] [(m/s)^2]
+    verdicts = current.stewarding.verdicts
+    is_hard = current.stewarding.severity > 0
+    hard = verdicts._replace(first=verdicts.first & is_hard, second=verdicts.second & is_hard)
     speed = jnp.sqrt(jnp.sum(drives.motion.velocity**2, -1))
     turn, turn_before = current.steering_change, previous.steering_change
     reverses = (turn * turn_before < 0.0) & (jnp.abs(turn_before) > SMALLEST_TURN)
@@ -92,7 +96,8 @@ def race_reward_terms(
         "passing": jnp.sum(jnp.where(counts, gap_before - gap, 0.0), 1),
         "any_collision": -touches.astype(jnp.float32),
         "rear_end": -jnp.sum(jnp.where(gap > 0.0, relative, 0.0), 1) * KMH**2,
-        "unsporting": -at_fault(current.stewarding.verdicts).astype(jnp.float32),
+        "unsporting": -at_fault(verdicts).astype(jnp.float32),
+        "hard_fault": -at_fault(hard).astype(jnp.float32),
         "collision_speed": -jnp.max(relative, 1),
         "shortcut": -drives.off_course * time_step * speed,
         "barrier": -drives.wall_contact * time_step * speed,

@@ -106,7 +106,14 @@ def test_who_is_at_fault_was_unsporting(calm):
     judged = dataclasses.replace(
         race, stewarding=dataclasses.replace(race.stewarding, verdicts=verdicts)
     )
-    np.testing.assert_array_equal(terms(env, race, judged)["unsporting"], [0.0, 0.0, -1.0])
+    found = terms(env, race, judged)
+    np.testing.assert_array_equal(found["unsporting"], [0.0, 0.0, -1.0])
+    assert not found["hard_fault"].any()  # it was light
+    heavy = judged.stewarding.severity.at[0, 2].set(2)
+    hard = dataclasses.replace(
+        judged, stewarding=dataclasses.replace(judged.stewarding, severity=heavy)
+    )
+    np.testing.assert_array_equal(terms(env, race, hard)["hard_fault"], [0.0, 0.0, -1.0])
 
 
 def test_quick_reversals_of_the_steering_cost(calm):
