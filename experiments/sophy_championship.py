@@ -40,6 +40,8 @@ from experiments.sophy_teams import (
     TEAM,
     check_team,
     drivers_of,
+    limits_of,
+    manners,
     mean_of,
     race_config_of,
     share_cars,
@@ -129,48 +131,27 @@ def points_in(results: Results) -> np.ndarray:
     return np.asarray(points_of(jnp.asarray(results.place))) * np.array(WORTH)[:, None]
 
 
-def summary(results: Results, teams: tuple[str, str]) -> dict[str, Any]:
+def summary(env: RaceEnv, results: Results, teams: tuple[str, str]) -> dict[str, Any]:
     """Per team: points, wins, and what happened per car and lap."""
-    points = points_in(results)
+    points, told = points_in(results), jax.tree.map(np.asarray, results)
+    limits = limits_of(env)
     rows = {}
     for name, slots in (("team_a", OF_FIRST), ("team_b", ~OF_FIRST)):
-        laps = np.maximum(np.asarray(results.laps)[..., slots].sum((1, 2)), 1)
         total, others = points[..., slots].sum((1, 2)), points[..., ~slots].sum((1, 2))
-        best = np.where(results.fastest_lap > 0.0, results.fastest_lap, np.inf)[..., slots]
-        best = best.min((0, 2))
-        hard = results.faults[..., slots, 1:].sum((1, 2, 3))
-        overtakes, contacts, faults = (
-            values.sum((1, 2)).astype(float)
-            for values in (
-                results.overtakes[..., slots],
-                results.contacts[..., slots],
-                results.faults[..., slots, :].sum(-1),
-            )
-        )
+        best = told.tally.fastest_lap[..., slots]
+        best = np.where(best > 0.0, best, np.inf).min((0, 2))
+        over = [lap / limits[k % len(limits)] for k, lap in enumerate(best)]
         rows[name] = {
             "who": teams[0] if name == "team_a" else teams[1],
             "points": mean_of(total),
             "championships_won": mean_of((total > others).astype(float)),
-            "races_won": mean_of((results.place[..., slots] == 1).sum((1, 2)) / len(LAPS)),
+            "races_won": mean_of((told.place[..., slots] == 1).sum((1, 2)) / len(LAPS)),
             "fastest_laps": [float(lap) if np.isfinite(lap) else None for lap in best],
-            "place": mean_of(results.place[..., slots].mean((1, 2))),
-            "overtakes_per_car_and_lap": mean_of(overtakes / laps),
-            "contacts_per_car_and_lap": mean_of(contacts / laps),
-            "faults_per_car_and_lap": mean_of(faults / laps),
-            "hard_faults_per_car_and_lap": mean_of(hard / laps),
-            # Of contacts that he was in, those he was blamed for.
-            "share_at_fault": mean_of(faults / np.maximum(contacts, 1.0)),
-            "contacts_per_hundred_overtakes": mean_of(
-                100.0 * contacts / np.maximum(overtakes, 1.0)
-            ),
-            "penalty_seconds": mean_of(results.penalty[..., slots].sum((1, 2))),
-            "off_course_steps_per_car_and_lap": mean_of(
-                results.off_course_steps[..., slots].sum((1, 2)) / laps
-            ),
-            "wall_contact_steps_per_car_and_lap": mean_of(
-                results.wall_contact_steps[..., slots].sum((1, 2)) / laps
-            ),
-            "not_at_the_flag": mean_of((results.time[..., slots] == 0.0).mean((1, 2))),
+            "fastest_laps_over_limit": [float(x) if np.isfinite(x) else None for x in over],
+            "place": mean_of(told.place[..., slots].mean((1, 2))),
+            **manners(told, slots),
+            "penalty_seconds": mean_of(told.penalty[..., slots].sum((1, 2))),
+            "not_at_the_flag": mean_of((told.time[..., slots] == 0.0).mean((1, 2))),
         }
     return rows
 
@@ -254,7 +235,7 @@ def hold_championships(config: Championship, env: RaceEnv, teams: tuple[str, str
     )
     drawn = picture(points_in(results).sum(1), np.asarray(results.place), teams, "championship")
     title = f"{LAPS[0]} laps of {env.solo.circuits[0]}"
-    return Held(summary(results, teams), rows, drawn, shown, title)
+    return Held(summary(env, results, teams), rows, drawn, shown, title)
 
 
 def hold_weekends(config: Championship, env: RaceEnv, teams: tuple[str, str]) -> Held:

@@ -83,19 +83,19 @@ def drivers_of(policy: str, env: RaceEnv) -> Callable[[State], Array]:
 def summary(results: Results) -> dict[str, Any]:
     """Of the driver in slot 0, over races [N]."""
     place = results.place[:, 0]
-    laps = np.maximum(results.laps[:, 0], 1)
+    laps = np.maximum(results.tally.laps[:, 0], 1)
     return {
         "places": place.tolist(),
         "place": mean_of(place),
         "on_the_podium": mean_of((place <= PODIUM).astype(float)),
         "won": mean_of((place == 1).astype(float)),
-        "overtakes": mean_of(results.overtakes[:, 0]),
-        "contacts_per_lap": mean_of(results.contacts[:, 0] / laps),
+        "overtakes": mean_of(results.tally.overtakes[:, 0]),
+        "contacts_per_lap": mean_of(results.tally.contacts[:, 0].sum(-1) / laps),
         "hard_faults_per_lap": mean_of(results.faults[:, 0, 1:].sum(-1) / laps),
         "hard_faults_per_lap_of_the_others": mean_of(
-            results.faults[:, 1:, 1:].sum((1, 2)) / np.maximum(results.laps[:, 1:].sum(1), 1)
+            results.faults[:, 1:, 1:].sum((1, 2)) / np.maximum(results.tally.laps[:, 1:].sum(1), 1)
         ),
-        "off_course_steps_per_lap": mean_of(results.off_course_steps[:, 0] / laps),
+        "off_course_steps_per_lap": mean_of(results.tally.off_course_steps[:, 0] / laps),
         "others_not_at_the_flag": mean_of((results.time[:, 1:] == 0.0).mean(1)),
     }
 

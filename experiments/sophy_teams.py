@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -17,7 +18,10 @@ from experiments import sophy_race
 from experiments.ablation import interval
 from projects.sophy.drivers import LEVELS, level_of, scripted_actions
 from projects.sophy.league import directory_and_share, load_racer
+from projects.sophy.limits import find_limit
 from projects.sophy.race_env import RaceConfig, RaceEnv, race_of
+from projects.sophy.race_metrics import rear_end_speed
+from projects.sophy.results import Results
 
 TEAM = 4  # cars
 OF_FIRST = np.arange(2 * TEAM) < TEAM  # the slots of the first team
@@ -75,6 +79,57 @@ def drivers_of(teams: tuple[str, str], env: RaceEnv) -> Callable[[State], Array]
 def share_cars(env: RaceEnv) -> None:
     """Where cars of several kinds race, both teams have the same ones."""
     env.car_index = jnp.asarray(np.arange(2 * TEAM) % TEAM % len(env.solo.entrants), jnp.int32)
+
+
+def limits_of(env: RaceEnv) -> np.ndarray:
+    """The minimum lap times [T] of the first slot's car on the circuits, nan where there is none
+    in the committed table [s]."""
+    car = jax.tree.map(lambda leaf: leaf[int(env.car_index[0])], env.solo.cars)
+    rows = [
+        find_limit(car, jax.tree.map(lambda leaf, at=at: leaf[at], env.solo.tracks))
+        for at in range(len(env.solo.circuits))
+    ]
+    return np.array([np.nan if row is None else row.lap_time for row in rows])
+
+
+def manners(results: Results, slots: np.ndarray) -> dict[str, Any]:
+    """How cars in `slots` [M] bool behaved, per car and lap or as it says; results of events with
+    several races, leaves [N, K, M], as NumPy arrays."""
+    tally = results.tally
+
+    def total(values: Array) -> np.ndarray:
+        """Of an event [N]."""
+        return np.asarray(values)[:, :, slots].reshape(len(values), -1).sum(1).astype(float)
+
+    laps = np.maximum(total(tally.laps), 1.0)
+    contacts, faults = total(tally.contacts), total(results.faults)
+    overtakes = total(tally.overtakes)
+    hits = tally.rear_ends[:, :, slots].sum((1, 2))
+    in_traffic = total(tally.traffic_pace) / np.maximum(total(tally.traffic_steps), 1.0)
+    alone = total(tally.free_pace) / np.maximum(total(tally.free_steps), 1.0)
+    per_lap = {
+        "overtakes": overtakes,
+        "overtaken": total(tally.overtaken),
+        "contacts": contacts,
+        "hard_contacts": total(tally.contacts[..., 1:]),
+        "heavy_contacts": total(tally.contacts[..., 2:]),
+        "faults": faults,
+        "hard_faults": total(results.faults[..., 1:]),
+        "off_course_steps": total(tally.off_course_steps),
+        "corner_cuts": total(tally.corner_cuts),
+        "wall_contacts": total(tally.wall_contacts),
+        "defensive_moves": total(tally.defensive_moves),
+        "forced_off": total(tally.forced_off),
+    }
+    return {
+        **{f"{name}_per_car_and_lap": mean_of(value / laps) for name, value in per_lap.items()},
+        # Of contacts that he was in, those he was blamed for.
+        "share_at_fault": mean_of(faults / np.maximum(contacts, 1.0)),
+        "contacts_per_hundred_overtakes": mean_of(100.0 * contacts / np.maximum(overtakes, 1.0)),
+        "rear_end_speed": mean_of(rear_end_speed(hits)),  # 95th percentile [m/s]
+        "pace_in_traffic": mean_of(in_traffic),  # share of the reference's
+        "pace_alone": mean_of(alone),
+    }
 
 
 def mean_of(values: ArrayLike) -> dict[str, float | None]:

@@ -144,14 +144,14 @@ def run_weekends(
     race = jax.jit(lambda states: drive_races(env, act, states, penalty))
     tank = jnp.broadcast_to(env.solo.cars.fuel_load[env.car_index], (number, 2 * TEAM))
     practice = drive_alone(jnp.int32(config.practice), tank)
-    driven = jnp.maximum(practice.laps, 1)
+    driven = jnp.maximum(practice.tally.laps, 1)
     fuel, wear = (tank - practice.fuel) / driven, practice.wear / driven
 
     def load(laps: int) -> Array:
         return jnp.minimum(RESERVE * laps * fuel, tank)
 
     qualifying = drive_alone(jnp.int32(config.qualifying), load(config.qualifying))
-    lap = np.asarray(qualifying.fastest_lap)
+    lap = np.asarray(qualifying.tally.fastest_lap)
     lap = np.where(lap > 0.0, lap.round(2), np.inf)
     # Equal laps, such as those of one driver in the same cars, are put in a drawn order.
     draw = np.random.default_rng(START_SEED + seed).random(lap.shape)
@@ -174,15 +174,15 @@ def tell_weekends(weekends: Weekends, teams: tuple[str, str]) -> dict[str, Any]:
     points, rows = weekend_points(told), {}
     for name, who, slots in (("team_a", teams[0], OF_FIRST), ("team_b", teams[1], ~OF_FIRST)):
         own, others = points[:, slots].sum(1), points[:, ~slots].sum(1)
-        laps = np.maximum(told.endurance.laps[:, slots].sum(1), 1)
+        laps = np.maximum(told.endurance.tally.laps[:, slots].sum(1), 1)
         rows[name] = {
             "who": who,
             "points": mean_of(own),
             "weekends_won": mean_of((own > others).astype(float)),
-            "practice_best_lap": mean_of(_best(told.practice.fastest_lap[:, slots])),
+            "practice_best_lap": mean_of(_best(told.practice.tally.fastest_lap[:, slots])),
             "fuel_per_lap": mean_of(told.fuel[:, slots].mean(1)),
             "wear_per_lap": mean_of(told.wear[:, slots].mean(1)),
-            "qualifying_best_lap": mean_of(_best(told.qualifying.fastest_lap[:, slots])),
+            "qualifying_best_lap": mean_of(_best(told.qualifying.tally.fastest_lap[:, slots])),
             "qualifying_place": mean_of(told.qualifying.place[:, slots].mean(1)),
             "sprint_place": mean_of(told.sprint.place[:, slots].mean(1)),
             "endurance_place": mean_of(told.endurance.place[:, slots].mean(1)),

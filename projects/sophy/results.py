@@ -1,10 +1,11 @@
-"""What came of races: they are driven to the flag, classified and counted.
+"""What came of races: they are driven to the flag, classified and counted (`race_metrics`).
 
-Contacts, blame and overtakes are per car; a penalty is seconds added at the flag for every contact
+A penalty is seconds added at the flag for every contact
 of medium or heavy severity that the stewards blame a car for.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,8 @@ from jax import Array
 
 from core_rl.env import State
 from projects.sophy.driving import CONTROL_STEP
-from projects.sophy.race_env import RaceEnv, RaceState, classification, contacts_begun, race_of
+from projects.sophy.race_env import RaceEnv, RaceState, classification, race_of
+from projects.sophy.race_metrics import Memory, Tally, count, no_tally
 
 SLOWEST, WAIT = 2.0, 60.0  # a race is broken off after so many reference laps' times and [s]
 POINTS = (10, 8, 6, 5, 4, 3, 2, 1)  # by place (Gran Turismo Sophy's Race Together events, 2021)
@@ -25,27 +27,13 @@ class Results(NamedTuple):
     place: Array  # int32, 1 the first, penalties counted; empty slots come last
     time: Array  # to the flag with penalties, 0 where it was not reached [s]
     distance: Array  # from the line [m]
-    laps: Array  # int32, completed
-    fastest_lap: Array  # flying, 0 where there was none [s]
-    overtakes: Array  # int32, times that an opponent was ahead and then behind, on the road
-    contacts: Array  # int32, begun
     faults: Array  # [M, 3] int32, contacts that it was blamed for: light, medium, heavy
     penalty: Array  # [s]
-    off_course_steps: Array
-    wall_contact_steps: Array
     retired: Array  # bool
     stops: Array  # int32, for tyres and fuel
     fuel: Array  # on board in the end [kg]
     wear: Array  # of the most worn tyre in the end, 1 at the cliff [-]
-
-
-class _Counts(NamedTuple):
-    laps: Array
-    fastest_lap: Array
-    overtakes: Array
-    contacts: Array
-    off_course_steps: Array
-    wall_contact_steps: Array
+    tally: Tally
 
 
 def drive_races(
@@ -61,16 +49,18 @@ def drive_races(
     length = jax.vmap(lambda circuit: env.solo.track_of(circuit).length)(first.drives.circuit[:, 0])
     slowest = jnp.max(length[:, None] / first.drives.pace, axis=1)
     most = (SLOWEST * slowest * (first.laps + 1) + WAIT) / CONTROL_STEP
-    none = jnp.zeros(first.present.shape, jnp.int32)
-    begin = _Counts(none, jnp.zeros(none.shape), none, none, none, none)
+    num_races, num_cars = first.present.shape
+    begin = jax.tree.map(
+        lambda leaf: jnp.broadcast_to(leaf, (num_races, *leaf.shape)), no_tally(num_cars)
+    )
 
-    def goes_on(carry: tuple[State, _Counts, Array]) -> Array:
+    def goes_on(carry: tuple[State, tuple[Tally, Memory], Array]) -> Array:
         return jnp.any(jnp.any(race_of(carry[0]).present, axis=1) & (carry[2] < most))
 
-    def advance(carry: tuple[State, _Counts, Array]):
+    def advance(carry: tuple[State, tuple[Tally, Memory], Array]):
         states, counts, steps = carry
         after = jax.vmap(env.step)(states, act(states))
-        counted = jax.vmap(_count)(race_of(states), race_of(after), counts)
+        counted = jax.vmap(partial(count, env))(race_of(states), race_of(after), *counts)
         on_time = steps < most
 
         def go_on(new: Array, old: Array) -> Array:
@@ -81,34 +71,10 @@ def drive_races(
         return after, counts, steps + 1
 
     states, counts, _ = jax.lax.while_loop(goes_on, advance, (states, begin, jnp.int32(0)))
-    return jax.vmap(_conclude, (0, 0, None))(race_of(states), counts, penalty)
+    return jax.vmap(_conclude, (0, 0, None))(race_of(states), counts[0], penalty)
 
 
-def _count(before: RaceState, after: RaceState, counts: _Counts) -> _Counts:
-    """Leaves [M]."""
-    takes_part = before.present
-    both = before.on_road & before.on_road[:, None]
-    behind = before.distance[None] > before.distance[:, None]
-    passed = both & behind & (after.distance[None] < after.distance[:, None])
-    begins = contacts_begun(before.stewarding, after.meetings)
-    lap_time = jnp.where(takes_part, after.drives.lap_time, 0.0)
-    # The first lap began at the line, but from the grid.
-    flying = before.drives.laps_begun >= 2
-    quicker = (
-        flying & (lap_time > 0.0) & ((counts.fastest_lap == 0.0) | (lap_time < counts.fastest_lap))
-    )
-    return _Counts(
-        laps=counts.laps + (lap_time > 0.0),
-        fastest_lap=jnp.where(quicker, lap_time, counts.fastest_lap),
-        overtakes=counts.overtakes + jnp.sum(passed, axis=1),
-        contacts=counts.contacts + jnp.sum(begins & both, 0) + jnp.sum(begins & both, 1),
-        off_course_steps=counts.off_course_steps + (takes_part & (after.drives.off_course > 0.0)),
-        wall_contact_steps=counts.wall_contact_steps
-        + (takes_part & (after.drives.wall_contact > 0.0)),
-    )
-
-
-def _conclude(race: RaceState, counts: _Counts, penalty: float) -> Results:
+def _conclude(race: RaceState, tally: Tally, penalty: float) -> Results:
     faults = race.stewarding.faults
     seconds = penalty * jnp.sum(faults[:, 1:], axis=1)
     finished = race.finish_time > 0.0
@@ -117,24 +83,21 @@ def _conclude(race: RaceState, counts: _Counts, penalty: float) -> Results:
         place=classification(race.replace(finish_time=time)),  # pyright: ignore[reportAttributeAccessIssue]
         time=time,
         distance=race.distance,
-        laps=counts.laps,
-        fastest_lap=counts.fastest_lap,
-        overtakes=counts.overtakes,
-        contacts=counts.contacts,
         faults=faults,
         penalty=seconds,
-        off_course_steps=counts.off_course_steps,
-        wall_contact_steps=counts.wall_contact_steps,
         retired=race.retired,
         stops=race.pits.stops,
         fuel=race.drives.motion.fuel,
         wear=jnp.max(race.drives.motion.wear, -1),
+        tally=tally,
     )
 
 
 def row_of(results: Results, at: tuple[int, ...]) -> dict[str, list]:
     """One race of many, leaves [..., M], as JSON can hold it."""
-    return {name: value[at].tolist() for name, value in results._asdict().items()}
+    told = {**results._asdict(), **results.tally._asdict()}
+    del told["tally"]
+    return {name: value[at].tolist() for name, value in told.items()}
 
 
 def points_of(place: Array) -> Array:

@@ -141,12 +141,12 @@ def test_races_are_driven_to_the_flag_and_counted(env):
     driven = jax.jit(drive_races, static_argnums=(0, 1))(env, act, states)
     results = jax.tree.map(lambda leaf: leaf[0], driven)
     np.testing.assert_array_equal(results.place[:2], [2, 1])
-    np.testing.assert_array_equal(results.laps[:2], [2, 2])
+    np.testing.assert_array_equal(results.tally.laps[:2], [2, 2])
     np.testing.assert_array_equal(results.time[2:], 0.0)
-    assert results.overtakes[1] >= 1 and results.time[1] < results.time[0]
+    assert results.tally.overtakes[1] >= 1 and results.time[1] < results.time[0]
     # The second lap is the flying one; the rest of the race took longer.
     reference = float(env.solo.reference.lap_time)
-    assert 0.9 * reference < results.fastest_lap[1] < 0.5 * results.time[1]
+    assert 0.9 * reference < results.tally.fastest_lap[1] < 0.5 * results.time[1]
     seconds = 5.0 * np.asarray(results.faults)[:, 1:].sum(1)
     np.testing.assert_array_equal(results.penalty, seconds)
 
@@ -165,8 +165,8 @@ def test_most_of_a_scripted_field_of_twenty_finish_ten_laps():
     # between processors: of 152 such drivers one did not arrive.
     assert results.retired.sum() <= 2
     assert (results.time > 0.0).sum() == 20 - results.retired.sum()
-    np.testing.assert_array_equal(results.laps[results.time > 0.0], 10)
-    assert results.overtakes.sum() > 20
+    np.testing.assert_array_equal(results.tally.laps[results.time > 0.0], 10)
+    assert results.tally.overtakes.sum() > 20
     # Medium and heavy contacts with blame, per car and lap.
     assert results.faults[..., 1:].sum() / 200.0 < 0.4
 
