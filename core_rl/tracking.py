@@ -247,7 +247,7 @@ def write_record(
                 "jax": jax.__version__,
                 "packages": _packages(),
             },
-            "machine": _machine(),
+            "machine": machine(),
             "environment": {
                 name: os.environ[name]
                 for name in sorted(os.environ)
@@ -423,7 +423,7 @@ def _git(*arguments: str) -> str | None:
     return result.stdout.strip() if result.returncode == 0 else None
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     devices = jax.devices()
     return {
         "platform": platform.platform(),

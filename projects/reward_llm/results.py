@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import t as student
 
+from core_rl import statistics
 from projects.reward_llm.judge.bradley_terry import rank_policies
 from projects.reward_llm.judge.preferences import JudgeError, Preference
 from projects.reward_llm.judge.resampling import interval
@@ -268,10 +269,9 @@ def _resample(
 
 
 def interquartile_mean(values: Iterable[float]) -> float:
-    """The mean without the lowest and the highest quarter (rounded down) of the finite values."""
-    kept = np.sort([value for value in values if math.isfinite(value)])
-    cut = len(kept) // 4
-    return float(np.mean(kept[cut : len(kept) - cut])) if len(kept) else math.nan
+    """That of the finite values; nan without any."""
+    kept = np.array([value for value in values if math.isfinite(value)])
+    return float(statistics.interquartile_mean(kept[:, None])) if len(kept) else math.nan
 
 
 def by_search(finals: Iterable[Final], metric: str) -> dict[int, list[float]]:

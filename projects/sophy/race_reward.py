@@ -4,8 +4,8 @@ Passing, collision, rear end and unsporting collision are those of Wurman et al.
 "Rewards"); steering reversal, shortcut, barrier and the speed of a collision those of the later
 agents (Vasco et al. 2024, arXiv 2406.12563, and Lee et al. 2025, arXiv 2504.09021).
 Whether a collision is unsporting, the paper's own rule being unpublished, the stewards say
-(`stewards`): it is where the car was at fault. The price of a hard fault is ours. The published mask
-of quick reversals is unknown; here it is two changes of opposite signs that are both no trifle.
+(`stewards`): it is where the car was at fault. The price of a hard fault is ours. The published
+mask of quick reversals is unknown; here it is two changes of opposite signs, both no trifle.
 """
 
 import dataclasses

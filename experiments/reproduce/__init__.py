@@ -1,0 +1,1 @@
+"""Papers run again, one folder each: what they report beside what we measured."""

@@ -1,0 +1,1 @@
+"""Fuchs et al. 2021: the time trial with SAC."""

@@ -1,0 +1,233 @@
+"""A paper run again: commands whose numbers are kept, and a table of theirs beside the paper's.
+
+A paper is a table of lines and, for each scale, a list of steps. A step is one command of this
+repository in a process of its own; when it has ended well, its numbers go as a row into
+`results.jsonl` with command, commit, machine, date and time taken, and it is never done again. A
+run that was stopped goes on with the same command; commands that train resume themselves.
+"""
+
+import dataclasses
+import fnmatch
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from core_rl.errors import UserError
+from core_rl.statistics import bootstrap, interquartile_mean
+from core_rl.tracking import JsonlSink, code_version, machine, read_metrics
+
+RESULTS = "results.jsonl"
+HERE = Path(__file__).parent
+SCALES = ("smoke", "small", "full")
+FEW = 3  # runs from which on an interval is given
+
+
+class Step(NamedTuple):
+    """One command: `python -m module arguments`, in which `{out}` is its directory and `{runs}` the
+    one above, where step `a/b` has `a-b`."""
+
+    key: str
+    module: str
+    arguments: tuple[str, ...]
+    read: Callable[[Path, str], Mapping[str, float]]  # its numbers, of its directory and its stdout
+
+
+class Line(NamedTuple):
+    """A line of the table."""
+
+    what: str
+    published: str  # with its unit; empty: nothing comparable is published
+    keys: str = ""  # of our steps, with * for seeds; empty: we have not run it
+    number: str = ""  # which of their numbers
+    unit: str = ""
+
+
+class Paper(NamedTuple):
+    name: str  # of its folder
+    title: str
+    citation: str
+    source: str  # where in the paper the published numbers stand
+    steps: Mapping[str, tuple[Step, ...]]  # by scale
+    lines: tuple[Line, ...]
+    deviations: tuple[str, ...]  # of ours from theirs, a sentence each
+    cost: str  # of the small scale
+    expected: str  # what one should find, before it has been run here or after
+    full: str  # what the full scale would take
+
+    @property
+    def folder(self) -> Path:
+        return HERE / self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class ReproduceConfig:
+    scale: Literal["smoke", "small", "full"] = "smoke"  # seconds; 90 minutes on 2 cores; as theirs
+    only: tuple[str, ...] = ()  # steps by key, * for any; empty: all
+    out: str = ""  # directory of the runs; empty: runs/reproduce/PAPER/SCALE
+    keep: bool = False  # write results into the paper's folder, where the tables are made from
+
+    def __post_init__(self):
+        if self.scale not in SCALES:
+            raise ValueError(f"scale must be {', '.join(SCALES)}, got {self.scale!r}")
+        if self.keep and self.scale == "smoke":
+            raise ValueError("keep is not for the smoke scale, whose numbers mean nothing")
+
+
+def printed(stdout: str) -> dict[str, Any]:
+    """The JSON object that a command printed last."""
+    lines = [line for line in stdout.splitlines() if line.startswith("{")]
+    if not lines:
+        raise UserError("it printed no JSON object")
+    return json.loads(lines[-1])
+
+
+def reproduce(paper: Paper, config: ReproduceConfig) -> int:
+    """Does the steps that have no row yet. Raises UserError for keys that no step has."""
+    steps = [
+        step
+        for step in paper.steps[config.scale]
+        if not config.only or any(fnmatch.fnmatch(step.key, key) for key in config.only)
+    ]
+    if not steps:
+        known = ", ".join(step.key for step in paper.steps[config.scale]) or "none: " + paper.full
+        raise UserError(f"{paper.name} at scale {config.scale}: no such steps; there are {known}")
+    out = Path(config.out or f"runs/reproduce/{paper.name}/{config.scale}")
+    out.mkdir(parents=True, exist_ok=True)
+    path = paper.folder / RESULTS if config.keep else out / RESULTS
+    done = {row["key"] for row in read_rows(path) if row["scale"] == config.scale}
+    failed = 0
+    for number, step in enumerate(steps, 1):
+        said = f"{paper.name} {number}/{len(steps)} {step.key}"
+        if step.key in done:
+            sys.stderr.write(f"{said}: done before\n")
+            continue
+        sys.stderr.write(f"{said} ...\n")
+        row = _do(step, out / step.key.replace("/", "-"))
+        if "error" in row:
+            failed += 1
+            sys.stderr.write(f"{said}: FAILED: {row['error']}\n")
+            continue
+        sink = JsonlSink(path)
+        sink.write({"paper": paper.name, "scale": config.scale, "key": step.key, **row})
+        sink.close()
+        told = ", ".join(f"{name} {value:.5g}" for name, value in row["numbers"].items())
+        sys.stderr.write(f"{said}: {told} ({row['seconds']:.0f} s)\n")
+    return 1 if failed else 0
+
+
+def _do(step: Step, directory: Path) -> dict[str, Any]:
+    """The row of a step, or its `error` in one line."""
+    directory.mkdir(parents=True, exist_ok=True)
+    arguments = [
+        argument.replace("{out}", str(directory)).replace("{runs}", str(directory.parent))
+        for argument in step.arguments
+    ]
+    began = time.monotonic()
+    with (directory / "log.txt").open("a") as log:
+        ended = subprocess.run(
+            [sys.executable, "-m", step.module, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+    if ended.returncode:
+        lines = (directory / "log.txt").read_text(errors="replace").splitlines()
+        last = next((line for line in reversed(lines) if line.strip()), "no message")
+        return {"error": f"exit code {ended.returncode}: {last.strip()[-300:]}"}
+    try:
+        numbers = {name: float(value) for name, value in step.read(directory, ended.stdout).items()}
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        return {"error": f"its numbers cannot be read: {type(error).__name__}: {error}"}
+    return {
+        "numbers": numbers,
+        "command": f"./run python -m {step.module} {shlex.join(arguments)}",
+        "seconds": time.monotonic() - began,
+        "date": datetime.now(UTC).date().isoformat(),
+        "code": code_version(),
+        "machine": machine(),
+    }
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Raises RecordError for a damaged file."""
+    return read_metrics(path) if path.is_file() else []
+
+
+def ours(paper: Paper, line: Line, rows: Sequence[Mapping[str, Any]]) -> str:
+    """What we measured, in a cell of the table; empty where we did not."""
+    if not line.keys:
+        return ""
+    values = [
+        row["numbers"][line.number]
+        for row in rows
+        if fnmatch.fnmatch(row["key"], line.keys) and line.number in row["numbers"]
+    ]
+    if not values:
+        return ""
+    unit = f" {line.unit}" if line.unit else ""
+    if len(values) == 1:
+        return f"{values[0]:.5g}{unit}"
+    if len(values) < FEW:
+        return " and ".join(f"{value:.5g}" for value in values) + unit
+    found = bootstrap(interquartile_mean, np.array(values)[:, None])
+    return (
+        f"{float(found.value):.5g}{unit} ({float(found.low):.5g} to {float(found.high):.5g}, "
+        f"{len(values)} runs)"
+    )
+
+
+def markdown(paper: Paper) -> str:
+    """The paper's section of the page, from the results that are kept in its folder."""
+    rows = [row for row in read_rows(paper.folder / RESULTS) if row["paper"] == paper.name]
+    text = [f"## {paper.title}", "", paper.citation, ""]
+    text += ["| | published | ours |", "|---|---|---|"]
+    text += [
+        f"| {line.what} | {line.published} | {ours(paper, line, rows)} |" for line in paper.lines
+    ]
+    text += ["", f"Published numbers: {paper.source}", ""]
+    if rows:
+        dates = sorted({row["date"] for row in rows})
+        commits = sorted({str(row["code"]["git_sha"])[:7] for row in rows})
+        cpus = sorted({f"{row['machine']['cores']} cores, {row['machine']['cpu']}" for row in rows})
+        span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+        scales = ", ".join(sorted({row["scale"] for row in rows}))
+        hours = sum(row["seconds"] for row in rows) / 3600.0
+        text += [
+            f"Ours: scale {scales}, {len(rows)} steps in {hours:.1f} h, {span}, commits "
+            f"{', '.join(commits)}, on {'; '.join(cpus)}. Intervals: 95 %, bootstrap of the "
+            "interquartile mean over runs. An empty cell was not run.",
+            "",
+        ]
+    else:
+        text += ["Nothing of it has been run yet.", ""]
+    text += ["What is different here:", ""]
+    text += [f"- {sentence}" for sentence in paper.deviations]
+    text += ["", f"Full scale: {paper.full}", ""]
+    text += [f"Again: `./run reproduce {paper.name} --scale=small`", ""]
+    return "\n".join(text)
+
+
+def readme(paper: Paper) -> str:
+    """The README of the paper's folder."""
+    text = [f"# {paper.title}", "", paper.citation, ""]
+    text += ["```", f"./run reproduce {paper.name} --scale=small --keep", "```", ""]
+    text += [f"Cost of the small scale: {paper.cost} `smoke` checks that every command runs.", ""]
+    text += [f"Expected: {paper.expected}", "", "| | published |", "|---|---|"]
+    text += [f"| {line.what} | {line.published} |" for line in paper.lines if line.published]
+    text += ["", f"Published numbers: {paper.source}", "", "What is different here:", ""]
+    text += [f"- {sentence}" for sentence in paper.deviations]
+    text += ["", f"Full scale: {paper.full}", ""]
+    text += [
+        "What was really run stands in `results.jsonl`, where it exists, and in",
+        "[docs/reproductions.md](../../../docs/reproductions.md).",
+        "",
+    ]
+    return "\n".join(text)

@@ -1,0 +1,1 @@
+"""Ma et al. 2025, automated reward design for Gran Turismo."""

@@ -1,0 +1,40 @@
+"""Steps that several papers share: a time trial is trained, and its policy drives flying laps."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from core_rl.tracking import read_metrics
+from experiments.reproduce.paper import Step, printed
+
+SMOKE = (
+    "--env.circuit=copperbowl",
+    "--train.num_envs=2",
+    "--train.steps_per_epoch=2",
+    "--train.warmup_steps=2",
+    "--train.num_epochs=1",
+    "--agent.hidden=8,8",
+    "--agent.batch_size=4",
+)
+
+
+def read_training(directory: Path, _: str) -> Mapping[str, float]:
+    last = read_metrics(directory / "metrics.jsonl")[-1]
+    return {"updates": last["updates"], "train_seconds": last["time/train_seconds"]}
+
+
+def read_laps(_: Path, stdout: str) -> Mapping[str, float]:
+    told = printed(stdout)
+    wanted = ("ratio_to_limit", "ratio_to_reference", "mean_lap_time", "off_course_steps")
+    numbers = {name: told[name] for name in wanted if told[name] is not None}
+    return {"laps_completed": told["laps_completed"], **numbers}
+
+
+def training(key: str, seed: int, *more: str, smoke: bool = False) -> Step:
+    arguments = (f"--seed={seed}", "--workdir={out}", *more, *(SMOKE if smoke else ()))
+    return Step(key, "experiments.sophy_time_trial", arguments, read_training)
+
+
+def evaluation(key: str, trained: str, laps: int) -> Step:
+    """Of the policy that step `trained` (its directory) kept."""
+    arguments = (f"--policy={{runs}}/{trained}/policy", f"--laps={laps}", "--json")
+    return Step(key, "experiments.sophy_evaluate", arguments, read_laps)
