@@ -1,17 +1,23 @@
 """Championships and exams as a user starts them, with scripted drivers and with wrong input."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from core_rl import flags
 from core_rl.errors import UserError
 from experiments import sophy_championship, sophy_exams, sophy_grid
 from experiments.sophy_championship import LAPS, Championship
 from experiments.sophy_exams import EXAMS, Exam, Exams, Sat, judge_exam
 from experiments.sophy_grid import Grid
+from experiments.sophy_teams import share_cars
+from experiments.sophy_weekend import WeekendConfig, run_weekends, tell_weekends, weekend_env
+from projects.sophy.race_env import RaceConfig, RaceEnv, race_of
 from projects.sophy.scenarios import SCENARIOS
+from projects.sophy.time_trial import TimeTrialConfig
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +135,65 @@ def test_an_inconsistent_grid_is_refused(changes, message):
 def test_an_exam_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="no exam 'overtake'; allowed are alone, duel"):
         Exams(only=("overtake",))
+
+
+@pytest.fixture(scope="module")
+def weekend():
+    config = WeekendConfig(
+        practice=2, qualifying=2, sprint=1, endurance=3, wear=60.0, tank=20.0, fuel_use=1.0
+    )
+    teams = "scripted:expert", "scripted:beginner"
+    env = weekend_env(config, teams, "thimble")
+    share_cars(env)
+    return config, env, teams, run_weekends(config, env, teams, 1, 0, 5.0)
+
+
+def test_a_weekend_goes_from_practice_to_the_endurance_race(weekend):
+    config, _, _, weekends = weekend
+    # Practice tells what a lap takes, and the cars set off with fuel for the race and a reserve.
+    fuel, wear = np.asarray(weekends.fuel[0]), np.asarray(weekends.wear[0])
+    assert (fuel > 0.1).all() and (wear > 0.2).all()
+    begun = np.asarray(race_of(weekends.endured).drives.motion.fuel[0])
+    np.testing.assert_allclose(begun, np.minimum(1.1 * config.endurance * fuel, config.tank), 1e-5)
+    # Experts are faster alone, so they start in front; the sprint's result is the next grid.
+    assert sorted(np.asarray(weekends.qualifying.place[0])[:4]) == [1, 2, 3, 4]
+    assert sorted(np.asarray(weekends.sprint.place[0])) == list(range(1, 9))
+    # Lines of the grid are farther back the later one was in the sprint.
+    way = np.asarray(race_of(weekends.endured).distance[0])
+    assert (np.argsort(-way) == np.argsort(np.asarray(weekends.sprint.place[0]))).all()
+    # Worn like that, the tyres of whoever finished needed a stop.
+    finished = np.asarray(weekends.endurance.time[0]) > 0.0
+    assert finished.sum() >= 6
+    stops = np.asarray(weekends.endurance.stops[0])
+    assert (stops[finished & (wear > 0.4)] >= 1).all() and stops.sum() >= 1
+    assert not np.asarray(weekends.practice.stops).any()
+
+
+def test_a_weekend_is_told_by_team(weekend):
+    _, _, teams, weekends = weekend
+    told = tell_weekends(weekends, teams)
+    points = [told[name]["points"]["mean"] for name in ("team_a", "team_b")]
+    assert sum(points) == 39 + 2 * 39
+    a, b = told["team_a"], told["team_b"]
+    assert a["qualifying_best_lap"]["mean"] < b["qualifying_best_lap"]["mean"]
+    assert a["qualifying_place"]["mean"] == 2.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"practice": 1}, "must be at least 2 laps"),
+        ({"endurance": 0}, "endurance must be at least 1"),
+        ({"wear": -1.0}, "wear must not be negative"),
+    ],
+)
+def test_a_weekend_that_cannot_be_held_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        WeekendConfig(**changes)
+
+
+def test_an_electric_car_has_no_fuel():
+    race = flags.to_dict(RaceConfig(solo=TimeTrialConfig(car="formula_e", steering="line")))
+    config = flags.from_dict(RaceConfig, race)
+    with pytest.raises(UserError, match="formula_e is electric"):
+        RaceEnv(dataclasses.replace(config, solo=dataclasses.replace(config.solo, fuel=10.0)))
