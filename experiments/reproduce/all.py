@@ -66,6 +66,8 @@ def html_of(text: str) -> str:
     """A page of this text, which holds no more Markdown than `page` writes."""
     parts: list[str] = []
     kind = ""  # of the block that is open
+    # Lines of a paragraph, the others are whole.
+    text = re.sub(r"(?m)^(?![|#-])(.+)\n(?=[^|#\n-])", r"\1 ", text)
     for line in text.splitlines():
         now = "table" if line.startswith("|") else "ul" if line.startswith("- ") else ""
         if kind and now != kind:
