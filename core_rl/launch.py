@@ -38,6 +38,7 @@ from core_rl.tracking import (
     WandbSink,
     open_workdir,
     read_metrics,
+    read_record,
     write_record,
 )
 from core_rl.train import TrainConfig, TrainState, make_trainer
@@ -155,6 +156,7 @@ def trained_agent(policy: Policy) -> tuple[Agent, Any]:
 
 
 class Outcome(NamedTuple):
+    experiment: Experiment
     workdir: Path
     reason: str  # "finished", "time is up" or the signal's name
     exit_code: int
@@ -266,7 +268,7 @@ def _train(
         resumed = checkpointer.latest()
         if resumed is None and experiment.config.train.begin_from:
             _source_of(experiment)  # a mistyped path leaves no trace
-        write_record(
+        record = write_record(
             workdir,
             experiment.config,
             seeds=list(_seeds(experiment)),
@@ -276,16 +278,17 @@ def _train(
         sink = JsonlSink(workdir / "metrics.jsonl")
         stack.callback(sink.close)
         sink.supersede_after(resumed or 0)
-        mirror = WandbSink(
-            experiment.config.run.wandb,
-            workdir,
-            f"{experiment.name}-s{experiment.config.seed}",
-            experiment.config,
-        )
+        mirror = _mirror(experiment, workdir, attempt=len(record["resumes"]))
         stack.callback(mirror.close, exit_code=1)  # does nothing after the ordinary close
         outcome = _loop(experiment, workdir, signals, progress, checkpointer, resumed, sink, mirror)
         mirror.close(exit_code=min(outcome.exit_code, 1))
         return outcome
+
+
+def _mirror(experiment: Experiment, workdir: Path, *, attempt: int) -> WandbSink:
+    config = experiment.config
+    name = f"{experiment.name}-s{config.seed}"
+    return WandbSink(config.run.wandb, workdir, name, config, attempt=attempt)
 
 
 def _loop(
@@ -378,6 +381,7 @@ def _loop(
     progress.update("saving")
     checkpointer.wait()
     return Outcome(
+        experiment=experiment,
         workdir=workdir,
         reason=reason,
         exit_code=128 + signals.received if signals.received is not None else 0,
@@ -451,7 +455,12 @@ def _with_trained_agent(experiment: Experiment, state: TrainState) -> TrainState
 
 
 def report_end(outcome: Outcome, report: Path | None = None) -> None:
-    """Says on stdout how the run ended, where its results are and how it goes on."""
+    """Says on stdout how the run ended, where its results are and how it goes on; the mirror gets
+    the report and the policy."""
+    record = read_record(outcome.workdir) or {"resumes": []}
+    mirror = _mirror(outcome.experiment, outcome.workdir, attempt=len(record["resumes"]))
+    mirror.show(report, outcome.workdir / "policy")
+    mirror.close()
     print(f"{outcome.reason} after {outcome.epochs} epochs, {outcome.train_seconds:.0f} s")
     print(f"report: {report}" if report else f"metrics: {outcome.workdir / 'metrics.jsonl'}")
     print(f"to continue: {outcome.continue_command}")

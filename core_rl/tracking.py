@@ -8,6 +8,7 @@ strings "nan", "inf" and "-inf", which `read_metrics` and `flags.from_dict` turn
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -31,6 +32,7 @@ from core_rl.errors import UserError, storage_errors
 RECORD = "record.json"
 ENVIRONMENT = ("XLA_", "JAX_", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")  # what changes results
 CODE = Path(__file__).parent
+INIT_TIMEOUT = 60.0  # of W&B's server, when a run begins [s]
 
 
 class RecordError(UserError):
@@ -44,7 +46,7 @@ class WandbConfig:
     mode: Literal["offline", "online", "disabled"] = "offline"  # only online needs an account
     project: str = "champion-control"  # W&B project
     entity: str | None = None  # W&B user or team
-    group: str | None = None  # what is averaged over seeds
+    group: str | None = None  # what is averaged over seeds; none: the same options but the seed
     tags: tuple[str, ...] = ()  # labels to filter by
 
 
@@ -154,12 +156,23 @@ class WandbSink:
     Rows of several seeds hold lists: the mean goes under the row's own name, each number under
     `name/seed_k`. Steps are never passed to W&B, which drops rows whose step does not increase (as
     after a resume); `env_steps` is an ordinary value that the plots are drawn over.
+
+    Every start of a run, a resume too, is a fragment with the same id. Rows hold `attempt`, the
+    number of resumes before them: of an epoch that a killed process recorded beyond its checkpoint,
+    and the next one again, the later attempt is the one that counts.
     """
 
     def __init__(
-        self, config: WandbConfig, workdir: Path, name: str, run_config: Any, *, job_type="train"
+        self,
+        config: WandbConfig,
+        workdir: Path,
+        name: str,
+        run_config: Any,
+        *,
+        job_type: str = "train",
+        attempt: int = 0,
     ):
-        self._workdir = workdir
+        self._workdir, self._name, self._attempt = workdir, name, attempt
         self._run: Any = None
         if config.mode == "disabled":
             return
@@ -175,7 +188,7 @@ class WandbSink:
                 mode=config.mode,
                 project=config.project,
                 entity=config.entity,
-                group=config.group,
+                group=config.group or group_of(name, run_config),
                 tags=list(config.tags),
                 name=name,
                 job_type=job_type,
@@ -185,7 +198,7 @@ class WandbSink:
                 config=flags.to_dict(run_config),
                 settings=wandb.Settings(
                     console="off",
-                    init_timeout=60,
+                    init_timeout=INIT_TIMEOUT,
                     finish_timeout=60,
                     silent=config.mode != "online",
                 ),
@@ -196,7 +209,21 @@ class WandbSink:
     def write(self, row: dict[str, Any]) -> None:
         with self._mirroring():
             if self._run is not None:
-                self._run.log(_per_seed(row))
+                self._run.log({**_per_seed(row), "attempt": self._attempt})
+
+    def show(self, report: Path | None, policy: Path) -> None:
+        """The report as a page, and the policy bundle as a model; what does not exist is left."""
+        with self._mirroring():
+            if self._run is None:
+                return
+            import wandb
+
+            if report is not None and report.is_file():
+                self._run.log({"report": wandb.Html(report.read_text(encoding="utf-8"))})
+            if policy.is_dir():
+                model = wandb.Artifact(f"{self._name}-policy", type="model")
+                model.add_dir(str(policy))
+                self._run.log_artifact(model, aliases=["latest", "best"])
 
     def sync(self) -> None:
         """W&B writes in the background and has nothing to wait for."""
@@ -219,6 +246,18 @@ class WandbSink:
                 f"{self._workdir / 'metrics.jsonl'} goes on",
                 file=sys.stderr,
             )
+
+
+def group_of(name: str, run_config: Any) -> str:
+    """The runs that are averaged: those whose options differ in seeds, and in how a run is kept and
+    watched, alone."""
+    options = {
+        option: value
+        for option, value in flatten(flags.to_dict(run_config)).items()
+        if option.partition(".")[0] not in ("seed", "num_seeds", "workdir", "run")
+    }
+    digest = hashlib.sha1(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{name.rpartition('-s')[0] or name}-{digest}"
 
 
 def write_record(

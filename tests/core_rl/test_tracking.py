@@ -187,16 +187,16 @@ class TestRecord:
 
         monkeypatch.setattr(tracking, "CODE", tmp_path)
         monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-        assert tracking._code() == {"git_sha": None, "dirty": None}
+        assert tracking.code_version() == {"git_sha": None, "dirty": None}
         git("init")
         (tmp_path / "tracking.py").write_text("a = 1\n")
-        assert tracking._code() == {"git_sha": None, "dirty": None}  # installed, not tracked
+        assert tracking.code_version() == {"git_sha": None, "dirty": None}  # installed, not tracked
         git("add", ".")
         git("commit", "-m", "first")
         sha = git("rev-parse", "HEAD").strip()
-        assert tracking._code() == {"git_sha": sha, "dirty": False}
+        assert tracking.code_version() == {"git_sha": sha, "dirty": False}
         (tmp_path / "tracking.py").write_text("a = 2\n")
-        assert tracking._code() == {"git_sha": sha, "dirty": True}
+        assert tracking.code_version() == {"git_sha": sha, "dirty": True}
 
     def test_a_file_is_replaced_as_a_whole_or_not_at_all(self, tmp_path, monkeypatch):
         path = tmp_path / "record.json"
@@ -317,6 +317,7 @@ class TestWandb:
                 "eval/return": 2.5,
                 "eval/return/seed_0": 1.0,
                 "eval/return/seed_1": 4.0,
+                "attempt": 0,
             }
         ]
         assert run.exit_code == 1
