@@ -17,6 +17,9 @@ ONLY_IN = {
     "openai": "projects/reward_llm/llm/openai_client.py",
     "cmaes": "projects/reward_llm/search/baselines.py",
     "casadi": "projects/sophy/collocation.py",
+    "sweeps": "experiments/sweep.py",
+    "submitit": "experiments/executors.py",
+    "ray": "experiments/executors.py",
 }
 
 
