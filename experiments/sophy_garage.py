@@ -100,8 +100,9 @@ CONFIG = SophyTimeTrial(
 )
 
 CURVES = [
-    CurveSpec("Score", ("eval/score",), y_label="pace, less 0.01 per step off course"),
+    CurveSpec("Score", ("eval/score",), y_label="pace, less what was not clean"),
     CurveSpec("Pace", ("eval/pace/*",), y_label="share of the reference's"),
+    CurveSpec("Clean", ("eval/clean",), y_label="share of evaluated cars"),
     CurveSpec("Off course", ("eval/off_course_steps/*",), y_label="steps per evaluated car"),
     *TRAINING_CURVES,
 ]
@@ -122,7 +123,8 @@ def make_experiment(config: SophyTimeTrial, task: str = "garage") -> tuple[Exper
     def evaluate(agent_state: Any) -> Metrics:
         totals, belonged = evaluator(agent_state, jax.random.key(EVALUATION_SEED))
         pace = totals["pace_share"] / EVALUATION_STEPS
-        off_course = totals["off_course_steps"]
+        off_course, walls = totals["off_course_steps"], totals["wall_contact_steps"]
+        clean = jnp.mean((off_course + walls) == 0.0)
         # Who is in a group stays in it, so any step tells.
         groups = {"all": jnp.ones(EVALUATION_CARS, bool)}
         groups |= {name: values[0] for name, values in belonged.items()}
@@ -136,9 +138,10 @@ def make_experiment(config: SophyTimeTrial, task: str = "garage") -> tuple[Exper
         return {
             **{f"pace/{name}": value for name, value in by_group(pace).items()},
             **{f"off_course_steps/{name}": value for name, value in by_group(off_course).items()},
-            "wall_contact_steps": jnp.mean(totals["wall_contact_steps"]),
+            "wall_contact_steps": jnp.mean(walls),
+            "clean": clean,
             "return": jnp.mean(totals["return"]),
-            "score": jnp.mean(pace - 0.01 * off_course),
+            "score": jnp.mean(pace - 0.01 * (off_course + walls)) - 0.2 * (1.0 - clean),
         }
 
     experiment = Experiment(
@@ -153,7 +156,7 @@ def make_experiment(config: SophyTimeTrial, task: str = "garage") -> tuple[Exper
         describe=lambda row: (
             f"{row['pace/all']:.1%} of the references' pace (asphalt {row['pace/asphalt']:.1%}, "
             f"dirt {row['pace/dirt']:.1%}, snow {row['pace/snow']:.1%}), "
-            f"{row['off_course_steps/all']:.1f} steps off course"
+            f"{row['off_course_steps/all']:.1f} steps off course, {row['clean']:.0%} clean"
         ),
         bundle_extra={"project": "sophy", "env": flags.to_dict(config.env)},
     )
