@@ -38,7 +38,6 @@ from core_rl.tracking import (
     WandbSink,
     open_workdir,
     read_metrics,
-    read_record,
     write_record,
 )
 from core_rl.train import TrainConfig, TrainState, make_trainer
@@ -156,7 +155,6 @@ def trained_agent(policy: Policy) -> tuple[Agent, Any]:
 
 
 class Outcome(NamedTuple):
-    experiment: Experiment
     workdir: Path
     reason: str  # "finished", "time is up" or the signal's name
     exit_code: int
@@ -164,6 +162,7 @@ class Outcome(NamedTuple):
     train_seconds: float  # over all resumes, compilation and evaluation included
     rows: list[dict[str, Any]]  # of metrics.jsonl
     continue_command: str
+    mirror: WandbSink  # closed; `report_end` adds to it
 
     @property
     def kept(self) -> dict[str, Any]:
@@ -278,17 +277,18 @@ def _train(
         sink = JsonlSink(workdir / "metrics.jsonl")
         stack.callback(sink.close)
         sink.supersede_after(resumed or 0)
-        mirror = _mirror(experiment, workdir, attempt=len(record["resumes"]))
+        mirror = WandbSink(
+            experiment.config.run.wandb,
+            workdir,
+            f"{experiment.name}-s{experiment.config.seed}",
+            experiment.config,
+            attempt=len(record["resumes"]),
+            rows=read_metrics(workdir / "metrics.jsonl"),
+        )
         stack.callback(mirror.close, exit_code=1)  # does nothing after the ordinary close
         outcome = _loop(experiment, workdir, signals, progress, checkpointer, resumed, sink, mirror)
         mirror.close(exit_code=min(outcome.exit_code, 1))
         return outcome
-
-
-def _mirror(experiment: Experiment, workdir: Path, *, attempt: int) -> WandbSink:
-    config = experiment.config
-    name = f"{experiment.name}-s{config.seed}"
-    return WandbSink(config.run.wandb, workdir, name, config, attempt=attempt)
 
 
 def _loop(
@@ -361,6 +361,7 @@ def _loop(
             if score > best:
                 best = score
                 _save_bundle(experiment, workdir, state.agent, seed_index, row)
+                mirror.keep(workdir / "policy")
         elapsed = time.monotonic() - began_at
         row["time/train_seconds"] = seconds_before + elapsed
         sink.write(row)
@@ -381,7 +382,6 @@ def _loop(
     progress.update("saving")
     checkpointer.wait()
     return Outcome(
-        experiment=experiment,
         workdir=workdir,
         reason=reason,
         exit_code=128 + signals.received if signals.received is not None else 0,
@@ -389,6 +389,7 @@ def _loop(
         train_seconds=rows[-1]["time/train_seconds"] if rows else 0.0,
         rows=rows,
         continue_command=_continue_command(experiment, reason),
+        mirror=mirror,
     )
 
 
@@ -455,12 +456,9 @@ def _with_trained_agent(experiment: Experiment, state: TrainState) -> TrainState
 
 
 def report_end(outcome: Outcome, report: Path | None = None) -> None:
-    """Says on stdout how the run ended, where its results are and how it goes on; the mirror gets
-    the report and the policy."""
-    record = read_record(outcome.workdir) or {"resumes": []}
-    mirror = _mirror(outcome.experiment, outcome.workdir, attempt=len(record["resumes"]))
-    mirror.show(report, outcome.workdir / "policy")
-    mirror.close()
+    """Says on stdout how the run ended, where its results are and how it goes on; what lies in its
+    directory by now, the report and the policy, is shown in the mirror."""
+    outcome.mirror.show(exit_code=min(outcome.exit_code, 1))
     print(f"{outcome.reason} after {outcome.epochs} epochs, {outcome.train_seconds:.0f} s")
     print(f"report: {report}" if report else f"metrics: {outcome.workdir / 'metrics.jsonl'}")
     print(f"to continue: {outcome.continue_command}")

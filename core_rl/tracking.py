@@ -14,11 +14,13 @@ import json
 import math
 import os
 import platform
+import re
 import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +34,7 @@ from core_rl.errors import UserError, storage_errors
 RECORD = "record.json"
 ENVIRONMENT = ("XLA_", "JAX_", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")  # what changes results
 CODE = Path(__file__).parent
-INIT_TIMEOUT = 60.0  # of W&B's server, when a run begins [s]
+MIRRORED = "mirrored.json"  # in the directory of W&B's files: what is safely in the mirror
 
 
 class RecordError(UserError):
@@ -41,13 +43,19 @@ class RecordError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class WandbConfig:
-    """Weights & Biases; offline runs can be uploaded later with `wandb sync WORKDIR/wandb/*`."""
+    """Weights & Biases; offline runs are uploaded with `wandb sync WORKDIR/wandb/offline-run-*`."""
 
     mode: Literal["offline", "online", "disabled"] = "offline"  # only online needs an account
     project: str = "champion-control"  # W&B project
     entity: str | None = None  # W&B user or team
     group: str | None = None  # what is averaged over seeds; none: the same options but the seed
+    job_type: str | None = None  # role, such as sweep or reproduce; none: what the program does
     tags: tuple[str, ...] = ()  # labels to filter by
+    init_timeout: float = 60.0  # how long a run that begins waits for the server [s]
+
+    def __post_init__(self):
+        if not self.init_timeout > 0:
+            raise ValueError(f"init_timeout must be positive, got {self.init_timeout}")
 
 
 @contextlib.contextmanager
@@ -157,9 +165,22 @@ class WandbSink:
     `name/seed_k`. Steps are never passed to W&B, which drops rows whose step does not increase (as
     after a resume); `env_steps` is an ordinary value that the plots are drawn over.
 
-    Every start of a run, a resume too, is a fragment with the same id. Rows hold `attempt`, the
-    number of resumes before them: of an epoch that a killed process recorded beyond its checkpoint,
-    and the next one again, the later attempt is the one that counts.
+    Every start of a run, a resume too, and what `show` adds are fragments with the same id, which
+    `wandb sync` joins in order. A fragment that was not closed, as after a kill, ends anywhere, and
+    `wandb sync` neither gets past it nor remembers that it sent it. So the next start hides it from
+    `wandb sync`, as `*.wandb.killed`, and sends its rows again from `metrics.jsonl`, like rows of a
+    time when the mirror was disabled or had failed: `mirrored.json` says up to which epoch closed
+    fragments hold them.
+
+    Rows hold `attempt`, the number of resumes before them. Where an epoch is there more than once,
+    the latest attempt counts, and it has the value of `metrics.jsonl`: a run that ended in an error
+    beyond its last checkpoint records those epochs again, and a fragment that was uploaded before
+    it was hidden stays with the server.
+
+    Args:
+      job_type: what the program does, where the configuration names no other role.
+      attempt: number of resumes before this start.
+      rows: what `metrics.jsonl` holds when the run begins; None: send nothing again.
     """
 
     def __init__(
@@ -171,59 +192,68 @@ class WandbSink:
         *,
         job_type: str = "train",
         attempt: int = 0,
+        rows: Sequence[Mapping[str, Any]] | None = None,
     ):
-        self._workdir, self._name, self._attempt = workdir, name, attempt
+        self._config, self._workdir, self._name = config, workdir, name
+        self._run_config, self._job_type, self._attempt = run_config, job_type, attempt
+        self._directory, self._began = workdir / "wandb", time.time()
+        self._epoch = 0  # the last that is in the mirror
+        self._latest: dict[str, Any] = {}  # of every column
         self._run: Any = None
-        if config.mode == "disabled":
-            return
+        self._off = config.mode == "disabled"
         with self._mirroring():
-            directory = workdir / "wandb"
-            directory.mkdir(exist_ok=True)
-            # W&B otherwise fills the home directory, whose quota is small on clusters.
-            for variable in ("CACHE", "DATA", "ARTIFACT", "CONFIG"):
-                os.environ.setdefault(f"WANDB_{variable}_DIR", str(directory / variable.lower()))
-            import wandb
+            if rows is not None:
+                self._take_stock(rows)
+            if not self._off:
+                self._open()
+                lacking = self._lacking(rows or ())
+                for row in rows or ():
+                    self._latest |= self._columns(row)
+                for row in lacking:
+                    self.write(row)
 
-            self._run = wandb.init(
-                mode=config.mode,
-                project=config.project,
-                entity=config.entity,
-                group=config.group or group_of(name, run_config),
-                tags=list(config.tags),
-                name=name,
-                job_type=job_type,
-                id=os.environ.get("WANDB_RUN_ID") or _stable_id(directory / "run_id"),
-                resume="allow",
-                dir=str(workdir),
-                config=flags.to_dict(run_config),
-                settings=wandb.Settings(
-                    console="off",
-                    init_timeout=INIT_TIMEOUT,
-                    finish_timeout=60,
-                    silent=config.mode != "online",
-                ),
-            )
-            self._run.define_metric("env_steps")
-            self._run.define_metric("*", step_metric="env_steps")
-
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, row: Mapping[str, Any]) -> None:
         with self._mirroring():
             if self._run is not None:
-                self._run.log({**_per_seed(row), "attempt": self._attempt})
+                columns = self._columns(row)
+                self._run.log(columns)
+                self._latest |= columns
+                self._epoch = row.get("epoch", self._epoch)
 
-    def show(self, report: Path | None, policy: Path) -> None:
-        """The report as a page, and the policy bundle as a model; what does not exist is left."""
+    def keep(self, policy: Path) -> None:
+        """Uploads a policy bundle that is the best so far; offline, `show` does once at the end."""
         with self._mirroring():
-            if self._run is None:
+            if self._run is not None and self._config.mode == "online":
+                self._log_policy(policy)
+
+    def show(self, exit_code: int = 0) -> None:
+        """Adds what a run leaves behind to its closed mirror: pages, pictures and the policy."""
+        policy = self._workdir / "policy"
+        with self._mirroring():
+            # Of this start: the directory may hold what has nothing to do with the run.
+            left = [
+                path
+                for path in sorted(self._workdir.iterdir())
+                if path.suffix in (".html", ".png") and path.stat().st_mtime >= self._began
+            ]
+            if self._off or not (left or policy.is_dir()):
                 return
+            self._open()
             import wandb
 
-            if report is not None and report.is_file():
-                self._run.log({"report": wandb.Html(report.read_text(encoding="utf-8"))})
+            media = {
+                f"media/{path.stem}": wandb.Image(str(path))
+                if path.suffix == ".png"
+                else wandb.Html(path, inject=False)  # our pages bring their own style
+                for path in left
+            }
+            # A fragment's summary replaces those before it, and its axis begins at 0.
+            self._run.summary.update(self._latest)
+            if media:
+                self._run.log({**media, "env_steps": self._latest.get("env_steps", 0)})
             if policy.is_dir():
-                model = wandb.Artifact(f"{self._name}-policy", type="model")
-                model.add_dir(str(policy))
-                self._run.log_artifact(model, aliases=["latest", "best"])
+                self._log_policy(policy)
+        self.close(exit_code)
 
     def sync(self) -> None:
         """W&B writes in the background and has nothing to wait for."""
@@ -233,13 +263,85 @@ class WandbSink:
             if self._run is not None:
                 self._run.finish(exit_code=exit_code)
                 self._run = None
+                self._note([path.name for path in self._directory.glob("offline-run-*")])
+
+    def _open(self) -> None:
+        self._directory.mkdir(exist_ok=True)
+        # W&B otherwise fills the home directory, whose quota is small on clusters.
+        for variable in ("CACHE", "DATA", "ARTIFACT", "CONFIG"):
+            path = self._directory / variable.lower()
+            os.environ.setdefault(f"WANDB_{variable}_DIR", str(path))
+        import wandb
+
+        config, environment = self._config, os.environ.get
+        self._run = wandb.init(
+            mode=config.mode,
+            project=config.project,
+            entity=config.entity,
+            group=config.group
+            or environment("WANDB_RUN_GROUP")
+            or group_of(self._name, self._run_config),
+            tags=list(config.tags),
+            name=self._name,
+            job_type=config.job_type or environment("WANDB_JOB_TYPE") or self._job_type,
+            id=environment("WANDB_RUN_ID") or _stable_id(self._directory / "run_id"),
+            resume="allow",
+            dir=str(self._workdir),
+            config=flags.to_dict(self._run_config),
+            # Not silent, W&B says of an absent server again and again, beyond the timeout.
+            settings=wandb.Settings(
+                console="off", init_timeout=config.init_timeout, finish_timeout=60, silent=True
+            ),
+        )
+        self._run.define_metric("env_steps")
+        self._run.define_metric("*", step_metric="env_steps")
+        if config.mode == "online":
+            print(f"W&B: {self._run.url}", file=sys.stderr)
+
+    def _take_stock(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        path = self._directory / MIRRORED
+        noted = json.loads(path.read_bytes()) if path.exists() else {"epoch": 0, "fragments": []}
+        # Rows of later epochs are superseded: what is recorded in their place is to be sent.
+        self._epoch = min(noted["epoch"], max((row["epoch"] for row in rows), default=0))
+        if self._epoch < noted["epoch"]:
+            self._note(noted["fragments"])
+        if not self._off:
+            for log in self._directory.glob("offline-run-*/*.wandb"):
+                if log.parent.name not in noted["fragments"]:
+                    log.rename(log.with_suffix(".wandb.killed"))
+
+    def _lacking(self, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        known = self._epoch
+        if self._config.mode == "online" and self._attempt > 0:
+            # Of a killed run the server still tells the last row that it got.
+            if self._run.summary.get("attempt") == self._attempt - 1:
+                known = max(known, self._run.summary.get("epoch", 0))
+        return [row for row in rows if row["epoch"] > known]
+
+    def _columns(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        return {**_per_seed(row), "attempt": self._attempt}
+
+    def _note(self, fragments: Sequence[str]) -> None:
+        write_json(
+            self._directory / MIRRORED, {"epoch": self._epoch, "fragments": sorted(fragments)}
+        )
+
+    def _log_policy(self, policy: Path) -> None:
+        import wandb
+
+        # With the id, for `best` and `latest` are among the versions of one name.
+        model = wandb.Artifact(f"{self._name}-{self._run.id}-policy", type="model")
+        for path in sorted(policy.rglob("*")):  # `add_dir` would write to the terminal
+            if path.is_file():
+                model.add_file(str(path), name=str(path.relative_to(policy)))
+        self._run.log_artifact(model, aliases=["latest", "best"])
 
     @contextlib.contextmanager
     def _mirroring(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # whatever W&B raises must not stop the training
-            self._run = None
+            self._run, self._off = None, True
             reason = " ".join(str(error).split())[:200]
             print(
                 f"warning: the mirror to W&B ends ({type(error).__name__}: {reason}); "
@@ -254,10 +356,10 @@ def group_of(name: str, run_config: Any) -> str:
     options = {
         option: value
         for option, value in flatten(flags.to_dict(run_config)).items()
-        if option.partition(".")[0] not in ("seed", "num_seeds", "workdir", "run")
+        if option.partition(".")[0] not in ("seed", "num_seeds", "workdir", "run", "wandb")
     }
     digest = hashlib.sha1(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{name.rpartition('-s')[0] or name}-{digest}"
+    return f"{re.sub('-s[0-9]+$', '', name)}-{digest}"
 
 
 def write_record(
@@ -406,7 +508,7 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
-def _per_seed(row: dict[str, Any]) -> dict[str, Any]:
+def _per_seed(row: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, list | tuple | np.ndarray):

@@ -44,7 +44,13 @@ def interrupted(code: int) -> bool:
 def run_here(arguments: list[str], log: str) -> int:
     """One cell in a process of whoever calls this, to its end; its exit code."""
     with open(log, "ab") as file:
-        return subprocess.call([sys.executable, *arguments], stdout=file, stderr=file)
+        return subprocess.call(
+            [sys.executable, *arguments], stdout=file, stderr=file, env=_environment()
+        )
+
+
+def _environment() -> dict[str, str]:
+    return {"WANDB_JOB_TYPE": "sweep", **os.environ}
 
 
 class Local:
@@ -62,7 +68,7 @@ class Local:
             k for k, job in enumerate(self._places) if job is None or job.poll() is not None
         )
         workers = len(self._places)
-        environment = dict(os.environ)
+        environment = _environment()
         if devices := environment.get("CUDA_VISIBLE_DEVICES"):
             own = devices.split(",")[place::workers] or devices.split(",")[:1]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)

@@ -9,6 +9,7 @@ run that was stopped goes on with the same command; commands that train resume t
 import dataclasses
 import fnmatch
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -137,6 +138,7 @@ def _do(step: Step, directory: Path) -> dict[str, Any]:
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
+            env={"WANDB_JOB_TYPE": "reproduce", **os.environ},
         )
     if ended.returncode:
         lines = (directory / "log.txt").read_text(errors="replace").splitlines()
