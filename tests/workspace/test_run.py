@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TASKS = ("train", "demo", "test", "lint", "bench", "python", "lock")
+TASKS = ("train", "demo", "test", "lint", "bench", "reproduce", "python", "lock")
 INSTALL_LINE = "run: making the environment from requirements.lock.txt (about 1 GB) ...\n"
 
 # Writes what it was called with, one line each; FAIL names a tool (`-m FAIL`) that shall fail.
@@ -142,7 +142,7 @@ def test_arguments_are_passed_on(repo, task, command):
     assert arguments(repo.run(task, "--json=x y", "-h")) == [*command, "--json=x y", "-h"]
 
 
-@pytest.mark.parametrize("task", ["train", "demo", "bench", "python"])
+@pytest.mark.parametrize("task", ["train", "demo", "bench", "reproduce", "python"])
 def test_the_users_directory_is_kept(repo, task):
     finished = repo.run(task, PYTHONPATH="/theirs")
     assert value(finished, "cwd") == str(repo.elsewhere)
