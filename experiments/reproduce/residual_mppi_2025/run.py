@@ -40,7 +40,7 @@ def read_drives(_: Path, stdout: str) -> Mapping[str, float]:
 
 def read_wish(_: Path, stdout: str) -> Mapping[str, float]:
     told = printed(stdout)
-    return {"laps_asked": told["planned"]["laps_asked"]}
+    return {"laps_asked": told["after"]["laps_asked"]}
 
 
 def racing(seed: int) -> Step:
