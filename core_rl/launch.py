@@ -277,16 +277,19 @@ def _train(
         sink = JsonlSink(workdir / "metrics.jsonl")
         stack.callback(sink.close)
         sink.supersede_after(resumed or 0)
+        rows = read_metrics(workdir / "metrics.jsonl")
         mirror = WandbSink(
             experiment.config.run.wandb,
             workdir,
             f"{experiment.name}-s{experiment.config.seed}",
             experiment.config,
             attempt=len(record["resumes"]),
-            rows=read_metrics(workdir / "metrics.jsonl"),
+            rows=rows,
         )
         stack.callback(mirror.close, exit_code=1)  # does nothing after the ordinary close
-        outcome = _loop(experiment, workdir, signals, progress, checkpointer, resumed, sink, mirror)
+        outcome = _loop(
+            experiment, workdir, signals, progress, checkpointer, resumed, rows, sink, mirror
+        )
         mirror.close(exit_code=min(outcome.exit_code, 1))
         return outcome
 
@@ -298,11 +301,11 @@ def _loop(
     progress: _Progress,
     checkpointer: Checkpointer,
     resumed: int | None,
+    rows: list[dict[str, Any]],
     sink: JsonlSink,
     mirror: WandbSink,
 ) -> Outcome:
     options, num_seeds = experiment.config.run, experiment.config.num_seeds
-    rows = read_metrics(workdir / "metrics.jsonl")
     over_seeds = jax.vmap if num_seeds > 1 else lambda function: function
     epoch_fn = jax.jit(over_seeds(experiment.trainer.epoch), donate_argnums=0)
     evaluate_fn = jax.jit(over_seeds(experiment.evaluate))

@@ -1,13 +1,12 @@
 """Directories of runs as they are found again: their records, seeds and columns of metrics."""
 
 import dataclasses
-import fcntl
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from core_rl.errors import UserError
-from core_rl.tracking import RECORD, flatten, read_metrics, read_record
+from core_rl.tracking import RECORD, flatten, is_held, read_metrics, read_record
 
 METRICS = "metrics.jsonl"
 
@@ -37,15 +36,7 @@ class Run:
     @property
     def is_running(self) -> bool:
         """Whether a process holds the directory."""
-        path = self.directory / "lock"
-        if not path.exists():
-            return False
-        with path.open() as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+        return is_held(self.directory)
 
 
 def module_of(argv: list[str]) -> str:

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -81,6 +81,20 @@ def open_workdir(path: str | os.PathLike[str]) -> Iterator[Path]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield directory
+
+
+def is_held(workdir: Path) -> bool:
+    """Whether a process is in `open_workdir` of this directory."""
+    try:
+        lock = open(workdir / "lock")
+    except FileNotFoundError:
+        return False
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 class JsonlSink:
@@ -356,7 +370,7 @@ def group_of(name: str, run_config: Any) -> str:
     options = {
         option: value
         for option, value in flatten(flags.to_dict(run_config)).items()
-        if option.partition(".")[0] not in ("seed", "num_seeds", "workdir", "run", "wandb")
+        if not is_below(option, ("seed", "num_seeds", "workdir", "run", "wandb"))
     }
     digest = hashlib.sha1(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
     return f"{re.sub('-s[0-9]+$', '', name)}-{digest}"
@@ -434,8 +448,7 @@ def check_same_config(
     differing = [
         f"--{name}={_text(old, name)} (now {_text(new, name)})"
         for name in {**old, **new}
-        if old.get(name, ...) != new.get(name, ...)
-        and not any(f"{name}.".startswith(f"{allowed}.") for allowed in may_differ)
+        if old.get(name, ...) != new.get(name, ...) and not is_below(name, may_differ)
     ]
     if differing:
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
@@ -454,6 +467,20 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+def is_below(name: str, groups: Iterable[str]) -> bool:
+    """Whether a dotted name is one of `groups` or below one, as `run.minutes` is below `run`."""
+    return any(f"{name}.".startswith(f"{group}.") for group in groups)
+
+
+def text_of(value: Any) -> str:
+    """A recorded value as a flag takes it."""
+
+    def tuples(value: Any) -> Any:
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    return flags.format_text(tuples(value))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -527,10 +554,7 @@ def _stable_id(path: Path) -> str:
 
 
 def _text(flat: dict[str, Any], name: str) -> str:
-    if name not in flat:
-        return "absent"
-    value = flat[name]
-    return flags.format_text(tuple(value) if isinstance(value, list) else value)
+    return text_of(flat[name]) if name in flat else "absent"
 
 
 def _now() -> str:

@@ -36,6 +36,7 @@ from core_rl.statistics import (
     performance_profile,
     probability_of_improvement,
 )
+from core_rl.tracking import is_below, text_of
 
 EACH = "run"  # a group per directory
 FREE = ("seed", "num_seeds", "workdir", "run")  # options that may differ within a group
@@ -87,17 +88,13 @@ def columns_of(run: Run, metric: str, x: str) -> list[Column]:
     ]
 
 
-def _shown(value: Any) -> str:
-    return ",".join(map(_shown, value)) if isinstance(value, list) else str(value)
-
-
 def label(config: Mapping[str, Any], names: Sequence[str], run: Run) -> str:
     """What a group or a task is called. Raises UserError for an option that the run has not."""
     for name in names:
         if name != EACH and name not in config:
             raise UserError(f"{run.directory}: it has no option {name}; see its record.json")
     return ", ".join(
-        str(run.directory) if name == EACH else f"{name}={_shown(config[name])}" for name in names
+        str(run.directory) if name == EACH else f"{name}={text_of(config[name])}" for name in names
     )
 
 
@@ -106,9 +103,9 @@ def differing(configs: Sequence[Mapping[str, Any]], free: Sequence[str]) -> dict
     names = dict.fromkeys(name for config in configs for name in config)
     found = {}
     for name in names:
-        if any(f"{name}.".startswith(f"{other}.") for other in free):
+        if is_below(name, free):
             continue
-        values = dict.fromkeys(_shown(config.get(name, "not set")) for config in configs)
+        values = dict.fromkeys(text_of(config.get(name, "not set")) for config in configs)
         if len(values) > 1:
             found[name] = list(values)
     return found

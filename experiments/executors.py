@@ -5,7 +5,6 @@ whether it has ended. An exit code below zero is the signal that ended the proce
 128 the signal on which it ended in order.
 """
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from core_rl.errors import UserError
+from core_rl.tracking import is_held
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 LOCK_WAIT = 120.0  # for the process of a sweep that was killed to end [s]
@@ -39,6 +39,17 @@ def interrupted(code: int) -> bool:
     """Whether a process ended because it was asked to, by its exit code."""
     asked = (signal.SIGINT, signal.SIGTERM)
     return code in [128 + number for number in asked] + [-number for number in asked]
+
+
+def why_failed(log: Path, code: int) -> str:
+    """The last line that a process wrote, which is what our experiments say of an error."""
+    try:
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    except OSError:
+        lines = []
+    said = next((line for line in reversed(lines) if line), "no message")
+    how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    return f"{how}: {said[-300:]}"
 
 
 def run_here(arguments: list[str], log: str) -> int:
@@ -75,14 +86,13 @@ class Local:
         _wait_for(directory)
         with (directory / "log.txt").open("ab") as log:
             job = subprocess.Popen(
-                [sys.executable, *arguments],
+                _prepared(arguments, place, workers),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env=environment,
                 # Not of our terminal's group: Ctrl-C comes to us, and we end them once.
                 start_new_session=True,
-                preexec_fn=_child(place, workers),
             )
         self._places[place] = job
         return job
@@ -96,34 +106,30 @@ class Local:
                 job.terminate()
 
 
-def _child(place: int, workers: int) -> Callable[[], None] | None:
-    """What a new process does before it becomes the cell; on Linux only."""
+# What a new process does before it becomes the cell, on Linux: in a process of its own, since code
+# between fork and exec of a program with threads, as JAX's are, may never come to its end.
+PREPARE = f"""
+import ctypes, os, sys
+ctypes.CDLL(None).prctl({PR_SET_PDEATHSIG}, {int(signal.SIGTERM)})
+os.sched_setaffinity(0, map(int, sys.argv[1].split(",")))
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+def _prepared(arguments: list[str], place: int, workers: int) -> list[str]:
+    """The command of a cell on its share of the CPUs."""
     if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None, use_errno=True)
+        return [sys.executable, *arguments]
     cpus = sorted(os.sched_getaffinity(0))
-    own = cpus[place::workers] or cpus
-
-    def prepare() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        os.sched_setaffinity(0, own)
-
-    return prepare
+    own = ",".join(map(str, cpus[place::workers] or cpus))
+    return [sys.executable, "-c", PREPARE, own, *arguments]
 
 
 def _wait_for(directory: Path) -> None:
     """Until no process holds a run's directory: one of a sweep that was killed saves first."""
-    import fcntl
-
-    path = directory / "lock"
     began = time.monotonic()
-    while path.exists() and time.monotonic() - began < LOCK_WAIT:
-        with path.open() as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                time.sleep(0.2)
+    while is_held(directory) and time.monotonic() - began < LOCK_WAIT:
+        time.sleep(0.2)
 
 
 class Slurm:

@@ -28,7 +28,7 @@ import jax
 from core_rl import flags
 from core_rl.errors import UsageError, UserError
 from core_rl.runs import Run, find_runs, read_run
-from core_rl.tracking import RECORD, RecordError, code_version, flatten
+from core_rl.tracking import RECORD, RecordError, code_version, flatten, text_of
 
 SHOWN_PACKAGES = ("jax", "jaxlib", "flax", "optax", "brax", "numpy")
 
@@ -86,9 +86,7 @@ def matches(run: Run, wanted: Sequence[str]) -> bool:
     """Whether a run has the values; those of an option that it has not never match."""
     for text in wanted:
         name, _, value = text.partition("=")
-        held = run.config.get(name, ...)
-        shown = flags.format_text(tuple(held) if isinstance(held, list) else held)
-        if held is ... or shown != value:
+        if name not in run.config or text_of(run.config[name]) != value:
             return False
     return True
 
@@ -157,7 +155,7 @@ def command_of(run: Run, workdir: str) -> tuple[list[str], list[str]]:
         if name not in today:
             gone.append(name)
             continue
-        text = flags.format_text(_tuples(value))
+        text = text_of(value)
         if text != flags.format_text(today[name]):
             arguments.append(f"--{name}={text}")
     if workdir:
@@ -168,10 +166,6 @@ def command_of(run: Run, workdir: str) -> tuple[list[str], list[str]]:
         if name in asked and asked[name] != value:
             raise UserError(f"{run.directory}: {name}={asked[name]} became {value}")
     return arguments, gone
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value
 
 
 def what_differs(run: Run) -> list[str]:

@@ -118,6 +118,7 @@ def manners(results: Results, slots: np.ndarray) -> dict[str, Any]:
         "off_course_steps": total(tally.off_course_steps),
         "corner_cuts": total(tally.corner_cuts),
         "wall_contacts": total(tally.wall_contacts),
+        "wall_contact_steps": total(tally.wall_contact_steps),
         "defensive_moves": total(tally.defensive_moves),
         "forced_off": total(tally.forced_off),
     }

@@ -34,7 +34,7 @@ import yaml
 from core_rl import flags
 from core_rl.errors import UsageError, UserError
 from core_rl.tracking import RecordError, open_workdir, read_metrics, write_json
-from experiments.executors import EXECUTORS, Executor, Job, interrupted
+from experiments.executors import EXECUTORS, Executor, Job, interrupted, why_failed
 
 METHODS = ("grid", "random", "bayes")
 GOALS = {"maximize": 1.0, "minimize": -1.0}
@@ -266,17 +266,6 @@ def best_of(sweep: Sweep, directory: Path) -> float | None:
     ]
     values = [value for value in values if math.isfinite(value)]
     return sweep.sign * max(sweep.sign * value for value in values) if values else None
-
-
-def why_failed(log: Path, code: int) -> str:
-    """The last line that a process wrote, which is what our experiments say of an error."""
-    try:
-        lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
-    except OSError:
-        lines = []
-    said = next((line for line in reversed(lines) if line), "no message")
-    how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    return f"{how}: {said[-300:]}"
 
 
 class Overview:

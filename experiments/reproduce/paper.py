@@ -17,13 +17,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 
+from core_rl import flags
 from core_rl.errors import UserError
 from core_rl.statistics import bootstrap, interquartile_mean
 from core_rl.tracking import JsonlSink, code_version, machine, read_metrics
+from experiments.executors import why_failed
 
 RESULTS = "results.jsonl"
 HERE = Path(__file__).parent
@@ -90,6 +92,17 @@ def printed(stdout: str) -> dict[str, Any]:
     return json.loads(lines[-1])
 
 
+def read_training(directory: Path, _: str) -> Mapping[str, float]:
+    """How long a training took whose `--workdir` is `{out}`."""
+    last = read_metrics(directory / "metrics.jsonl")[-1]
+    return {"updates": last["updates"], "train_seconds": last["time/train_seconds"]}
+
+
+def run_paper(paper: Paper) -> NoReturn:
+    """The main of a paper's `run.py`."""
+    flags.main(lambda config: reproduce(paper, config), ReproduceConfig())
+
+
 def reproduce(paper: Paper, config: ReproduceConfig) -> int:
     """Does the steps that have no row yet. Raises UserError for keys that no step has."""
     steps = [
@@ -141,9 +154,7 @@ def _do(step: Step, directory: Path) -> dict[str, Any]:
             env={"WANDB_JOB_TYPE": "reproduce", **os.environ},
         )
     if ended.returncode:
-        lines = (directory / "log.txt").read_text(errors="replace").splitlines()
-        last = next((line for line in reversed(lines) if line.strip()), "no message")
-        return {"error": f"exit code {ended.returncode}: {last.strip()[-300:]}"}
+        return {"error": why_failed(directory / "log.txt", ended.returncode)}
     try:
         numbers = {name: float(value) for name, value in step.read(directory, ended.stdout).items()}
     except (KeyError, TypeError, ValueError, OSError) as error:

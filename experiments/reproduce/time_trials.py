@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from core_rl.tracking import read_metrics
-from experiments.reproduce.paper import Step, printed
+from experiments.reproduce.paper import Step, printed, read_training
 
 SMOKE = (
     "--env.circuit=copperbowl",
@@ -15,11 +14,6 @@ SMOKE = (
     "--agent.hidden=8,8",
     "--agent.batch_size=4",
 )
-
-
-def read_training(directory: Path, _: str) -> Mapping[str, float]:
-    last = read_metrics(directory / "metrics.jsonl")[-1]
-    return {"updates": last["updates"], "train_seconds": last["time/train_seconds"]}
 
 
 def read_laps(_: Path, stdout: str) -> Mapping[str, float]:

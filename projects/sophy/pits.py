@@ -147,10 +147,8 @@ def serve(
     drives = dataclasses.replace(drives, motion=serviced)
     # The last step of a stop is tried again where the road is not clear.
     due = (before.wait > 0.0) & (before.wait <= CONTROL_STEP)
-    point = jax.vmap(tracks.at, (None, 0))(track, drives.s)
-    drives, leaves = put_back(
-        track, drives, on_road, due, -point.width_right, EXIT_SPEED, EXIT_ROOM
-    )
+    right = jnp.full(before.wait.shape, -jnp.inf)  # as far as one is set back
+    drives, leaves = put_back(track, drives, on_road, due, right, EXIT_SPEED, EXIT_ROOM)
     waits = jnp.maximum(before.wait - CONTROL_STEP, CONTROL_STEP)
     wait = jnp.where((before.wait > 0.0) & ~leaves, waits, 0.0)
     return (

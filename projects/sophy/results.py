@@ -1,7 +1,7 @@
 """What came of races: they are driven to the flag, classified and counted (`race_metrics`).
 
-A penalty is seconds added at the flag for every contact
-of medium or heavy severity that the stewards blame a car for.
+A penalty is seconds added at the flag for every contact of medium or heavy severity that the
+stewards blame a car for.
 """
 
 from collections.abc import Callable

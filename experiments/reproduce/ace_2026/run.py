@@ -6,23 +6,16 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from core_rl import flags
-from core_rl.tracking import read_metrics
 from experiments.reproduce.paper import (
     Line,
     Paper,
-    ReproduceConfig,
     Step,
     printed,
-    reproduce,
+    read_training,
+    run_paper,
 )
 
 COMMITTED = "projects/ace/policies/return"
-
-
-def read_training(directory: Path, _: str) -> Mapping[str, float]:
-    last = read_metrics(directory / "metrics.jsonl")[-1]
-    return {"updates": last["updates"], "train_seconds": last["time/train_seconds"]}
 
 
 def read_returns(_: Path, stdout: str) -> Mapping[str, float]:
@@ -86,12 +79,6 @@ PAPER = Paper(
     full="hardware, opponents and matches; in simulation, rallies and serves against a model of a "
     "player.",
 )
-CONFIG = ReproduceConfig()
-
-
-def main(config: ReproduceConfig) -> int:
-    return reproduce(PAPER, config)
-
 
 if __name__ == "__main__":
-    flags.main(main, CONFIG)
+    run_paper(PAPER)

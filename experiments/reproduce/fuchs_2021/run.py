@@ -3,8 +3,7 @@
 ./run reproduce fuchs_2021 --scale=small --keep
 """
 
-from core_rl import flags
-from experiments.reproduce.paper import Line, Paper, ReproduceConfig, reproduce
+from experiments.reproduce.paper import Line, Paper, run_paper
 from experiments.reproduce.time_trials import evaluation, training
 
 # r = progress - 5e-4 |v|^2 per step of 0.1 s in contact with a wall, v in m/s: in our units, per
@@ -71,12 +70,6 @@ PAPER = Paper(
     "how much before.",
     full="four consoles with 20 cars each for some days; here a GPU for some hours.",
 )
-CONFIG = ReproduceConfig()
-
-
-def main(config: ReproduceConfig) -> int:
-    return reproduce(PAPER, config)
-
 
 if __name__ == "__main__":
-    flags.main(main, CONFIG)
+    run_paper(PAPER)

@@ -6,14 +6,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from core_rl import flags
 from experiments.reproduce.paper import (
     Line,
     Paper,
-    ReproduceConfig,
     Step,
     printed,
-    reproduce,
+    run_paper,
 )
 from experiments.reproduce.time_trials import evaluation, training
 
@@ -139,12 +137,6 @@ PAPER = Paper(
     "and without course points clearly worse; about 105 points of 156 against scripted experts.",
     full="a GPU for some days per driver: 4 x 2048 networks, millions of updates, 20-car races.",
 )
-CONFIG = ReproduceConfig()
-
-
-def main(config: ReproduceConfig) -> int:
-    return reproduce(PAPER, config)
-
 
 if __name__ == "__main__":
-    flags.main(main, CONFIG)
+    run_paper(PAPER)

@@ -8,15 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from core_rl import flags
 from core_rl.tracking import read_metrics
 from experiments.reproduce.paper import (
     Line,
     Paper,
-    ReproduceConfig,
     Step,
     printed,
-    reproduce,
+    run_paper,
 )
 
 TASKS = ("inverted_double_pendulum", "halfcheetah", "hopper", "walker2d", "ant")
@@ -154,12 +152,6 @@ PAPER = Paper(
     full="five tasks, three seeds, three learners, three million environment steps each: a GPU for "
     "two days.",
 )
-CONFIG = ReproduceConfig()
-
-
-def main(config: ReproduceConfig) -> int:
-    return reproduce(PAPER, config)
-
 
 if __name__ == "__main__":
-    flags.main(main, CONFIG)
+    run_paper(PAPER)

@@ -6,14 +6,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from core_rl import flags
 from experiments.reproduce.paper import (
     Line,
     Paper,
-    ReproduceConfig,
     Step,
     printed,
-    reproduce,
+    run_paper,
 )
 
 OMEGA = 0.003
@@ -107,12 +105,6 @@ PAPER = Paper(
     "(docs/residual_mppi.md).",
     full="2,000 laps of data, 100 laps of few-shot fine-tuning, Residual-SAC for 80,000 laps.",
 )
-CONFIG = ReproduceConfig()
-
-
-def main(config: ReproduceConfig) -> int:
-    return reproduce(PAPER, config)
-
 
 if __name__ == "__main__":
-    flags.main(main, CONFIG)
+    run_paper(PAPER)

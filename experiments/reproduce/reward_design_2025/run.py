@@ -7,8 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from core_rl import flags
-from experiments.reproduce.paper import Line, Paper, ReproduceConfig, Step, reproduce
+from experiments.reproduce.paper import Line, Paper, Step, run_paper
 
 
 def read_search(directory: Path, _: str) -> Mapping[str, float]:
@@ -63,12 +62,6 @@ PAPER = Paper(
     expected="docs/reward_llm.md has the numbers of this very search.",
     full="ten searches of four generations, a vision-language judge, 9 million updates per final.",
 )
-CONFIG = ReproduceConfig()
-
-
-def main(config: ReproduceConfig) -> int:
-    return reproduce(PAPER, config)
-
 
 if __name__ == "__main__":
-    flags.main(main, CONFIG)
+    run_paper(PAPER)
