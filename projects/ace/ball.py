@@ -97,7 +97,10 @@ def coefficients(model: FlightModel, speed: Array, spin: Array) -> tuple[Array, 
     if model == "nature":
         lift = jnp.minimum(0.1 / jnp.maximum(ratio, 1e-6) - 0.001, LARGEST_LIFT)
         return jnp.full_like(speed, 0.55), jnp.maximum(lift, 0.0)
-    drag = _ramps(speed, _DRAG_SPEED) @ _DRAG_DIFFERENCES @ _ramps(ratio, _DRAG_RATIO)
+    by_speed = _ramps(speed, _DRAG_SPEED)
+    # A typed array: outside of `jit` JAX may mistake a NumPy operand's precision.
+    differences = jnp.asarray(_DRAG_DIFFERENCES, by_speed.dtype)
+    drag = by_speed @ differences @ _ramps(ratio, _DRAG_RATIO)
     rows, a1, c1, knee, a2, b2, c2 = _LIFT.T
     line = a1 * spin + c1
     parabola = (a2 * spin + b2) * spin + c2

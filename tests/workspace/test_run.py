@@ -3,6 +3,7 @@
 import ast
 import fcntl
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -301,6 +302,16 @@ def test_the_compilation_cache_is_per_cpu_and_jaxlib(repo):
 
 def test_the_users_compilation_cache_is_kept(repo):
     assert value(repo.run("python", JAX_COMPILATION_CACHE_DIR="/x"), "cache") == "/x"
+
+
+def test_half_written_entries_of_the_compilation_cache_are_removed(repo):
+    """With one of them JAX stores nothing any more, and only warns."""
+    cache = Path(value(repo.run("python"), "cache"))
+    for name in ("whole-cache", "whole-atime", "old-cache", "new-cache"):
+        (cache / name).write_bytes(b"")
+    os.utime(cache / "old-cache", (0, 0))
+    repo.run("python")
+    assert {path.name for path in cache.iterdir()} == {"whole-cache", "whole-atime", "new-cache"}
 
 
 @pytest.mark.parametrize("failing", ["ruff", "pyright", None])
