@@ -220,9 +220,9 @@ def curves(config: CompareConfig, groups: Sequence[Group]) -> Figure:
         ).transpose(2, 1, 0)
         for column in group.columns:
             axes.plot(column.x, column.y, color=colour, linewidth=0.6, alpha=0.35)
-        marker = "o" if len(at) < 3 else ""
+        marker = "o" if len(at) < 3 else None
         middle = interquartile_mean(stack)
-        axes.plot(at, middle, marker, ls="-", color=colour, linewidth=2.2, label=group.name)
+        axes.plot(at, middle, marker=marker, color=colour, linewidth=2.2, label=group.name)
         if stack.shape[1] > 1:
             bands = [
                 bootstrap(interquartile_mean, scores, repetitions=CURVE_REPETITIONS)
@@ -262,9 +262,13 @@ def profiles(config: CompareConfig, groups: Sequence[Group], at: float) -> Figur
     return figure
 
 
+def _interval(row: Mapping[str, Any]) -> str:
+    return "" if row["low"] is None else f"{row['low']:.4g} to {row['high']:.4g}"
+
+
 def _between(row: Mapping[str, Any], value: str = "iqm") -> str:
-    text = f"{row[value]:.5g}"
-    return text if row["low"] is None else f"{text} ({row['low']:.4g} to {row['high']:.4g})"
+    interval = _interval(row)
+    return f"{row[value]:.5g} ({interval})" if interval else f"{row[value]:.5g}"
 
 
 def show_table(config: CompareConfig, at: float, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -295,7 +299,13 @@ def write_page(
     found: Mapping[str, Sequence[str]],
 ) -> None:
     numbers = [
-        (row["group"], _between(row), f"{row['runs']} runs; mean {row['mean']:.5g}") for row in rows
+        (
+            row["group"],
+            f"{row['iqm']:.5g}",
+            f"interquartile mean{', 95 %: ' if _interval(row) else ''}{_interval(row)}; "
+            f"{row['runs']} runs, mean {row['mean']:.5g}",
+        )
+        for row in rows
     ]
     numbers += [
         (

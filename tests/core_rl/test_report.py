@@ -140,8 +140,10 @@ def test_a_run_that_stopped_early_says_what_is_missing(tmp_path) -> None:
 
 
 def test_a_measurement_is_a_page_without_what_belongs_to_runs(tmp_path) -> None:
-    text = Reader(write(tmp_path / "report.html", curves=[], record={}, is_run=False)).text
-    for word in ("No curves", "Record", "no record", "continues it", "rows of metrics"):
+    measured = {"curves": [], "record": {}, "figures": [], "embedded_pages": [], "is_run": False}
+    text = Reader(write(tmp_path / "report.html", **measured)).text
+    of_runs = ("No curves", "Record", "no record", "continues it", "rows of metrics")
+    for word in (*of_runs, "Replay", "Pictures"):
         assert word not in text
     assert "measures this again" in text
 
