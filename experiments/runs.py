@@ -8,7 +8,7 @@
 
 `--replay` writes the command that has the recorded options, whatever the defaults are by now, and
 says what is not as it was: versions, commit, device. `--prune` deletes checkpoints of runs that
-finished, and directories in which no epoch ended; records, metrics and policies stay.
+finished, and directories that hold nothing but a start; records, metrics and policies stay.
 """
 
 import dataclasses
@@ -27,9 +27,11 @@ import jax
 
 from core_rl import flags
 from core_rl.errors import UsageError, UserError
-from core_rl.runs import Run, find_runs, read_run
+from core_rl.runs import METRICS, Run, find_runs, read_run
 from core_rl.tracking import RECORD, RecordError, code_version, flatten, text_of
 
+# What a run has before its first epoch; a directory with anything else is not only a run's.
+START = (RECORD, METRICS, "lock", "wandb", "checkpoints")
 SHOWN_PACKAGES = ("jax", "jaxlib", "flax", "optax", "brax", "numpy")
 
 
@@ -209,10 +211,11 @@ def replay(config: RunsConfig) -> int:
 
 
 def prunable(run: Run) -> Path | None:
-    """What of a run can go: its checkpoints, or all of it where no epoch ended."""
+    """What of a run can go: its checkpoints, or all of it where there is nothing but a start."""
     state = state_of(run)
     if state == "no epoch":
-        return run.directory
+        only_start = all(path.name in START for path in run.directory.iterdir())
+        return run.directory if only_start else None
     folder = run.directory / "checkpoints"
     return folder if state == "finished" and folder.is_dir() else None
 

@@ -10,8 +10,9 @@ that trains them side by side (`--novmap_seeds` keeps them apart).
 
 Every cell is a directory with a run of its own, `OUT/cells/000` and so on, with `cell.json` and
 `log.txt`. A sweep that was stopped or killed goes on with the same command: finished cells stay as
-they are, unfinished ones resume from their checkpoints. A cell that fails is told with its reason
-and stops no other; `--retry` runs failed ones again.
+they are, unfinished ones resume from their checkpoints. A file that asks for something else than
+`OUT/sweep.json` is refused, more cells are not. A cell that fails is told with its reason and stops
+no other; `--retry` runs failed ones again.
 """
 
 import contextlib
@@ -33,12 +34,21 @@ import yaml
 
 from core_rl import flags
 from core_rl.errors import UsageError, UserError
-from core_rl.tracking import RecordError, open_workdir, read_metrics, write_json
+from core_rl.tracking import (
+    RecordError,
+    encode_json,
+    flatten,
+    open_workdir,
+    read_metrics,
+    write_json,
+)
 from experiments.executors import EXECUTORS, Executor, Job, interrupted, why_failed
 
 METHODS = ("grid", "random", "bayes")
 GOALS = {"maximize": 1.0, "minimize": -1.0}
 KEYS = ("program", "method", "metric", "parameters", "run_cap", "command", "name", "description")
+RECORD = "sweep.json"
+EPOCHS = "train.num_epochs"  # the flag of how long a run is
 POLL = 0.2  # between two looks at the running cells [s]
 
 
@@ -85,7 +95,7 @@ class Cell:
     directory: Path
     parameters: dict[str, Any]
     state: Literal["waiting", "running", "finished", "failed"] = "waiting"
-    reason: str = ""  # why it failed
+    reason: str = ""  # why it failed, or finished early
     best: float | None = None  # of the metric
 
     def save(self) -> None:
@@ -211,6 +221,48 @@ def read_cells(sweep: Sweep, out: Path, retry: bool) -> list[Cell]:
     return cells
 
 
+def next_name(cells: list[Cell]) -> str:
+    """Of a new cell's directory; one that was deleted leaves a gap."""
+    numbers = [int(cell.name) for cell in cells if cell.name.isdecimal()]
+    return f"{max(numbers, default=-1) + 1:03d}"
+
+
+def keep_identity(sweep: Sweep, seed: int, out: Path) -> None:
+    """Notes in `out` what the sweep asks for; only the number of its cells may change later.
+
+    Raises UserError where the cells that are there were asked for otherwise.
+    """
+    asked = encode_json(
+        {
+            "program": sweep.module,
+            "method": sweep.plan["method"],
+            "metric": sweep.metric,
+            "goal": next(goal for goal, sign in GOALS.items() if sign == sweep.sign),
+            "parameters": sweep.plan["parameters"],
+            "seeds_of_a_cell": sweep.seeds,
+            "seed": seed,
+        }
+    )
+    path = out / RECORD
+    if not path.is_file():
+        write_json(path, asked)
+        return
+    try:
+        old, new = flatten(json.loads(path.read_bytes())), flatten(asked)
+    except (ValueError, AttributeError) as error:
+        raise RecordError(f"{path} is damaged: {error}") from None
+    differing = [
+        f"{name} {old.get(name, 'absent')} (now {new.get(name, 'absent')})"
+        for name in {**old, **new}
+        if old.get(name, ...) != new.get(name, ...)
+    ]
+    if differing:
+        raise RecordError(
+            f"{out}: this sweep was started with {', '.join(differing[:3])}: repeat that, or "
+            "choose another --out"
+        )
+
+
 def propose(sweep: Sweep, cells: list[Cell], seed: int) -> dict[str, Any] | None:
     """The parameters of the next cell, or None where there is none."""
     import sweeps
@@ -266,6 +318,17 @@ def best_of(sweep: Sweep, directory: Path) -> float | None:
     ]
     values = [value for value in values if math.isfinite(value)]
     return sweep.sign * max(sweep.sign * value for value in values) if values else None
+
+
+def ended_early(sweep: Sweep, cell: Cell) -> str:
+    """Why a run that ended in order has not all its epochs; empty where it has."""
+    config = flags.flatten(flags.parse(sweep.defaults, cell.arguments))
+    path = cell.directory / "metrics.jsonl"
+    if EPOCHS not in config or not path.is_file():
+        return ""
+    epoch = max((row.get("epoch", 0) for row in read_metrics(path)), default=0)
+    wanted = config[EPOCHS]
+    return f"time was up at epoch {epoch} of {wanted}" if epoch < wanted else ""
 
 
 class Overview:
@@ -340,7 +403,7 @@ def run_cells(config: SweepConfig, sweep: Sweep, out: Path, executor: Executor) 
                     if parameters is None:
                         exhausted = True
                         break
-                    directory = out / "cells" / f"{len(cells):03d}"
+                    directory = out / "cells" / next_name(cells)
                     directory.mkdir(parents=True, exist_ok=True)
                     waiting = Cell(directory, parameters)
                     waiting.save()
@@ -366,7 +429,12 @@ def run_cells(config: SweepConfig, sweep: Sweep, out: Path, executor: Executor) 
                 else:
                     cell.state = "failed"
                     cell.reason = why_failed(cell.directory / "log.txt", code)
-                cell.best = best_of(sweep, cell.directory)
+                try:
+                    cell.best = best_of(sweep, cell.directory)
+                    if cell.state == "finished":
+                        cell.reason = ended_early(sweep, cell)
+                except UserError as error:  # of its metrics; it stops no other cell
+                    cell.state, cell.reason = "failed", str(error)
                 cell.save()
                 ended_now += cell.state != "waiting"
                 if cell.state == "failed":
@@ -419,6 +487,7 @@ def main(config: SweepConfig) -> int:
     directory = config.out or f"runs/sweeps/{Path(config.file).stem}"
     with open_workdir(directory) as out:
         check_arguments(sweep, read_cells(sweep, out, False), config.file, config.seed)
+        keep_identity(sweep, config.seed, out)
         if sweep.seeds:
             sys.stderr.write(
                 f"seeds {sweep.seeds[0]} to {sweep.seeds[-1]} of a cell train side by side in one "

@@ -242,6 +242,15 @@ def test_pruning_keeps_everything_but_checkpoints_and_empty_runs(folder, capsys)
     assert (done / "metrics.jsonl").is_file() and (unfinished / "checkpoints").is_dir()
 
 
+@pytest.mark.parametrize("name", ["archive.jsonl", "cell.json"])
+def test_pruning_keeps_what_has_no_epochs_but_something_else(folder, name):
+    search = folder / "x0.1-s0"
+    (search / "metrics.jsonl").unlink()
+    (search / name).write_text("{}")
+    assert runs.main(RunsConfig((str(folder),), prune=True, yes=True)) == 0
+    assert (search / name).is_file() and (search / "record.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

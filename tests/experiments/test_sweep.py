@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,6 +133,69 @@ def test_a_failed_cell_is_told_and_stops_no_other(tmp_path, capsys):
     assert (out / "cells/000/log.txt").stat().st_size > before
 
 
+def test_a_cell_whose_metrics_are_damaged_fails_and_stops_no_other(tmp_path, capsys, monkeypatch):
+    parameters = {"agent.x": {"values": [0.1, 0.3, 0.5]}}
+    file, out = write(tmp_path / "plan.yaml", parameters=parameters), tmp_path / "out"
+    poll = Local.poll
+
+    def damages(self, job):
+        code = poll(self, job)
+        metrics = out / "cells/000/metrics.jsonl"
+        if code == 0 and metrics.is_file():
+            metrics.write_text("no JSON\n" + metrics.read_text())
+        return code
+
+    monkeypatch.setattr(Local, "poll", damages)
+    assert sweep.main(SweepConfig(file, str(out), workers=1)) == 1
+    assert "cell 000 failed:" in capsys.readouterr().err
+    cells = [json.loads((out / f"cells/00{k}/cell.json").read_text()) for k in range(3)]
+    assert [cell["state"] for cell in cells] == ["failed", "finished", "finished"]
+    assert "line 1 is not a JSON object" in cells[0]["reason"]
+
+
+def test_a_cell_whose_time_was_up_says_so(tmp_path, capsys):
+    parameters = {"train.stop_at": {"values": [0, 2]}}
+    file, out = write(tmp_path / "plan.yaml", parameters=parameters), tmp_path / "out"
+    assert sweep.main(SweepConfig(file, str(out))) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert [line.endswith("time was up at epoch 2 of 3") for line in told] == [False, True]
+    assert "finished" in told[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"parameters": {"agent.x": {"values": [0.1, 0.4]}}}, {}, r"parameters\.agent\.x\.values"),
+        ({"metric": {"name": "eval/score", "goal": "minimize"}}, {}, r"goal maximize \(now minim"),
+        ({}, {"seed": 1}, r"seed 0 \(now 1\): repeat that, or choose another --out"),
+    ],
+)
+def test_a_sweep_that_has_changed_is_refused(tmp_path, changes, options, message):
+    parameters = {"agent.x": {"values": [0.1, 0.3]}}
+    file, out = write(tmp_path / "plan.yaml", parameters=parameters), tmp_path / "out"
+    assert sweep.main(SweepConfig(file, str(out), cells=1)) == 0
+    write(tmp_path / "plan.yaml", **{"parameters": parameters, **changes})
+    with pytest.raises(UserError, match=message) as caught:
+        sweep.main(SweepConfig(file, str(out), **options))
+    assert "\n" not in str(caught.value) and len(list((out / "cells").iterdir())) == 1
+    # More cells are no other sweep, and cells of a time without `sweep.json` are taken as they are.
+    write(tmp_path / "plan.yaml", parameters=parameters)
+    (out / "sweep.json").unlink()
+    assert sweep.main(SweepConfig(file, str(out))) == 0
+    assert len(list((out / "cells").iterdir())) == 2 and (out / "sweep.json").is_file()
+
+
+def test_a_cell_that_was_deleted_leaves_a_gap(tmp_path):
+    file = write(tmp_path / "plan.yaml", parameters={"agent.x": {"values": [0.1, 0.3, 0.5]}})
+    out = tmp_path / "out"
+    assert sweep.main(SweepConfig(file, str(out), cells=2)) == 0
+    kept = (out / "cells/001/cell.json").read_text()
+    shutil.rmtree(out / "cells/000")
+    assert sweep.main(SweepConfig(file, str(out))) == 0
+    assert (out / "cells/001/cell.json").read_text() == kept
+    assert [path.name for path in sorted((out / "cells").iterdir())] == ["001", "002", "003"]
+
+
 def test_seeds_of_a_grid_train_side_by_side(tmp_path, capsys):
     file, out = write(tmp_path / "plan.yaml"), tmp_path / "out"
     assert sweep.main(SweepConfig(file, str(out))) == 0
@@ -203,6 +267,8 @@ def test_our_sweep_files_are_understood_here_and_by_a_wandb_agent(path):
     # What `wandb agent` makes of the file's own command and the same proposal.
     told = {"args": {name: {"value": value} for name, value in proposed.items()}}
     written = yaml.safe_load(path.read_text())["command"]
+    # What an experiment's default would cut short, a sweep's cells would not share.
+    assert flags.parse(plan.defaults, arguments_of(proposed)).run.minutes == 0
     filled = utils.create_sweep_command(written)
     arguments = utils.create_sweep_command_args(told)["args"]
     assert arguments == arguments_of(proposed)

@@ -16,6 +16,7 @@ from core_rl.tracking import JsonlSink, open_workdir, read_metrics, write_record
 class TinyTrain:
     num_epochs: int = 3
     sleep: float = 0.0  # per epoch [s]
+    stop_at: int = 0  # epoch at which its time is up; 0: none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,8 @@ def main(config: TinyConfig) -> int:
         write_record(workdir, config, seeds=seeds, may_differ=("workdir",))
         sink = JsonlSink(workdir / "metrics.jsonl")
         for epoch in range(len(read_metrics(workdir / "metrics.jsonl")) + 1, 1_000_000):
-            if epoch > config.train.num_epochs or asked:
+            time_is_up = 0 < config.train.stop_at < epoch
+            if epoch > config.train.num_epochs or time_is_up or asked:
                 break
             time.sleep(config.train.sleep)
             share = epoch / config.train.num_epochs
