@@ -172,6 +172,13 @@ def make_evaluation(env: RaceEnv, agent: Agent) -> Callable[[Any], Metrics]:
 
 def make_experiment(config: SophyRace) -> tuple[Experiment, RaceEnv]:
     """Raises UserError for circuits, cars or opponents that do not exist or do not fit."""
+    shares = sum(share for _, share in config.train.tables)
+    if abs(shares - 1.0) > 1e-6:
+        # The rest of a batch would be of empty slots and of what others drove, too.
+        raise UserError(
+            f"--train.tables: shares must sum to 1, got {shares:g}; all:1 is one table of "
+            "everything that the learner drives"
+        )
     env = RaceEnv(config.env)
     if config.env.num_cars < 2:
         raise UserError(f"--env.num_cars={config.env.num_cars}: a race needs two cars at least")

@@ -135,12 +135,14 @@ class LeagueRace(Wrapper):
         return state.replace(info=info)  # pyright: ignore[reportAttributeAccessIssue]
 
     def membership(self, states: State) -> dict[str, Array]:
-        """Replay tables by scenario: states [N] to bool [R], where the learner drove a car that was
-        in the race."""
-        return {
-            name: (states.info["learns"] & (states.info["scenario"] == number)[:, None]).reshape(-1)
+        """Replay tables by scenario, and `all` of them: states [N] to bool [R], where the learner
+        drove a car that was in the race."""
+        learns = states.info["learns"]
+        of_each = {
+            name: (learns & (states.info["scenario"] == number)[:, None]).reshape(-1)
             for number, name in enumerate(self.names)
         }
+        return {**of_each, "all": learns.reshape(-1)}
 
 
 def load_racer(name: str, env: RaceEnv) -> Callable[[Obs], Array]:

@@ -28,7 +28,7 @@ from core_rl.errors import UserError
 from projects.sophy import track as tracks
 from projects.sophy.car import Car, body_middle
 from projects.sophy.driving import CONTROL_STEP, DriveState, drive_metrics
-from projects.sophy.pits import PitConfig, Pits, no_stops, parked, put_back, serve
+from projects.sophy.pits import PitConfig, Pits, no_stops, parked, put_back, serve, where
 from projects.sophy.race import (
     Interaction,
     Meetings,
@@ -356,6 +356,8 @@ class RaceEnv(Env):
             config.solo.corrections,
             Interaction(config.contact, config.slipstream),
         )
+        # Who left the race burns no fuel and wears no tyres while others drive on.
+        drives = where(previous.present, drives, previous.drives)
         if config.pits.stops:
             drives = parked(previous.drives, drives, previous.pits)
         clock = previous.clock + CONTROL_STEP

@@ -116,6 +116,7 @@ def test_the_learner_drives_his_slots_and_others_do_as_they_like(league):
 
     member = {name: np.asarray(value) for name, value in league.membership(after).items()}
     learns = np.asarray(after.pipeline_state.present) & (driver == LEARNER)
+    np.testing.assert_array_equal(member.pop("all"), learns.reshape(-1))
     np.testing.assert_array_equal(sum(member.values()), learns.reshape(-1))
     np.testing.assert_array_equal(member["slow_ahead"], (learns & slow[:, None]).reshape(-1))
 

@@ -85,6 +85,13 @@ def test_fuel_is_for_what_is_left_and_tyres_are_fresh(races):
     assert races.wear[2, 0] < 0.2 < 0.9 < races.wear[3, 0]
 
 
+def test_a_car_burns_nothing_after_its_flag(races):
+    # The race of one lap ended long before those of three.
+    burnt = TANK - races.fuel[:, 1]
+    assert 0.25 * burnt[0] < burnt[3] < 0.5 * burnt[0]
+    assert 0.25 * races.wear[0, 1] < races.wear[3, 1] < 0.5 * races.wear[0, 1]
+
+
 def test_nobody_stops_for_tyres_with_a_lap_to_go(races):
     assert races.stops[3].tolist() == [0, 0]
 

@@ -207,6 +207,11 @@ def test_a_race_ends_after_its_laps_and_is_classified(four):
     np.testing.assert_array_equal(finish[2:], 0.0)
     np.testing.assert_array_equal(classification(end), [2, 1, 3, 3])
     np.testing.assert_array_equal(end.present, [False] * 4)
+    # Who has finished stays where he was, and so do empty slots.
+    for car in range(4):
+        left = int(np.argmin(np.asarray(states.pipeline_state.present[:, car])))
+        places = np.asarray(states.pipeline_state.drives.motion.position[left:, car])
+        assert left < 19 and (places == places[0]).all()
     # The times are those at which their ways reached the line.
     for car, way in ((0, 20.0), (1, 5.0)):
         gone = np.cumsum(np.asarray(states.metrics["distance"][:, car]))
