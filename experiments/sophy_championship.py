@@ -32,6 +32,7 @@ from matplotlib.figure import Figure
 
 from core_rl import flags
 from core_rl.env import State
+from core_rl.errors import UsageError
 from core_rl.report import encode_png, write_report
 from core_rl.tracking import encode_json
 from experiments.sophy_teams import (
@@ -55,7 +56,7 @@ from experiments.sophy_weekend import (
     weekend_env,
     weekend_points,
 )
-from projects.sophy.race_env import RaceEnv, race_of
+from projects.sophy.race_env import RaceConfig, RaceEnv, race_of
 from projects.sophy.race_replay import show_race
 from projects.sophy.results import Results, drive_races, points_of, row_of
 
@@ -68,7 +69,7 @@ LONGEST = 3600.0  # that the replayed race may last [s]
 class Championship:
     team_a: str = ""  # policy bundle's directory, DIR@0.95: less of its speed, or scripted:LEVEL
     team_b: str = "scripted:expert"  # the same
-    circuits: str = ""  # of the three races in turn; empty: as the policy was trained
+    circuits: str = ""  # of the races in turn; empty: the first that the policy was trained on
     races: int = 20  # championships of three races each, or weekends
     format: Literal["championship", "weekend"] = "championship"  # what is held
     weekend: WeekendConfig = WeekendConfig()
@@ -222,6 +223,19 @@ class Held(NamedTuple):
     title: str  # of that race
 
 
+def of_three_races(race: RaceConfig, named: str) -> RaceConfig:
+    """A championship's, on no more circuits than it has races. Raises UsageError where more were
+    `named`."""
+    circuits = race.solo.circuit.split(",")
+    if named and len(circuits) > len(LAPS):
+        raise UsageError(
+            f"--circuits={named}: a championship has {len(LAPS)} races, name so many circuits at "
+            f"most, got {len(circuits)}"
+        )
+    solo = dataclasses.replace(race.solo, circuit=",".join(circuits[: len(LAPS)]))
+    return dataclasses.replace(race, solo=solo)
+
+
 def hold_championships(config: Championship, env: RaceEnv, teams: tuple[str, str]) -> Held:
     act = drivers_of(teams, env)
     results = run_championships(env, act, config.races, config.seed, config.penalty)
@@ -263,7 +277,8 @@ def main(config: Championship) -> int:
     if config.format == "weekend":
         env, hold = weekend_env(config.weekend, teams, config.circuits), hold_weekends
     else:
-        env, hold = RaceEnv(race_config_of(teams, config.circuits)), hold_championships
+        race = race_config_of(teams, config.circuits)
+        env, hold = RaceEnv(of_three_races(race, config.circuits)), hold_championships
     share_cars(env)
     event, circuits = config.format, ", ".join(env.solo.circuits)
     sys.stderr.write(f"{config.races} {event}s on {circuits}\n")

@@ -9,8 +9,8 @@ import pytest
 
 from core_rl import flags
 from core_rl.errors import UserError
-from experiments import sophy_championship, sophy_exams, sophy_grid
-from experiments.sophy_championship import LAPS, Championship
+from experiments import sophy_championship, sophy_exams, sophy_grid, sophy_race
+from experiments.sophy_championship import LAPS, Championship, of_three_races
 from experiments.sophy_exams import EXAMS, Exam, Exams, Sat, judge_exam
 from experiments.sophy_grid import Grid
 from experiments.sophy_teams import share_cars
@@ -50,6 +50,12 @@ def test_experts_beat_beginners_and_all_points_are_given(played):
     page = (out / "report.html").read_text()
     assert "scripted:expert against scripted:beginner" in page
     assert f"{totals[0] / 2:.3g} : {totals[1] / 2:.3g}" in page
+
+
+def test_a_championship_takes_the_first_three_circuits_of_a_policy():
+    solo = TimeTrialConfig(circuit="thimble,ribbon,larkspur,bracken")
+    race = of_three_races(RaceConfig(solo=solo), named="")
+    assert race.solo.circuit == "thimble,ribbon,larkspur"
 
 
 def test_an_expert_starts_last_and_passes_beginners(tmp_path, capsys):
@@ -105,6 +111,11 @@ def test_a_beginner_does_not_pass_the_exam_of_passing(capsys):
             Championship("projects/sophy/policies/time_trial", circuits="copperbowl"),
             "time_trial: its actions are steering=delta, the race's are steering=line",
         ),
+        (
+            sophy_championship.main,
+            Championship("scripted:club", circuits="thimble,ribbon,larkspur,bracken"),
+            "a championship has 3 races, name so many circuits at most, got 4",
+        ),
         (sophy_exams.main, Exams(), "--policy is missing"),
         (sophy_grid.main, Grid(), "--policy is missing"),
         (
@@ -117,6 +128,13 @@ def test_a_beginner_does_not_pass_the_exam_of_passing(capsys):
 def test_wrong_input_is_one_line(main, config, message):
     with pytest.raises(UserError, match=message):
         main(config)
+
+
+@pytest.mark.parametrize("tables", [(), (("duel", 0.9),)])
+def test_a_race_learns_from_nothing_that_others_drove(tables):
+    train = dataclasses.replace(sophy_race.CONFIG.train, tables=tables)
+    with pytest.raises(UserError, match=r"shares must sum to 1, got 0(\.9)?; all:1 is one table"):
+        sophy_race.make_experiment(dataclasses.replace(sophy_race.CONFIG, train=train))
 
 
 @pytest.mark.parametrize(
