@@ -76,6 +76,13 @@ def of_either(pairs: Array) -> Array:
     return jnp.any(pairs, 0) | jnp.any(pairs, 1)
 
 
+def in_world(heading: Array, vector: Array) -> Array:
+    """Vectors [M, 2] in the frames of cars with headings [M] [rad], in the world's."""
+    forward, left = vector.T
+    cosine, sine = jnp.cos(heading), jnp.sin(heading)
+    return jnp.stack([forward * cosine - left * sine, forward * sine + left * cosine], -1)
+
+
 def in_wake(track: Track, drives: DriveState, present: Array) -> Car:
     """The cars [M] with the drag and front downforce that the wakes of others leave them."""
     motion, cars = drives.motion, drives.car

@@ -34,6 +34,7 @@ from projects.sophy.race import (
     Meetings,
     drive_together,
     gaps,
+    in_world,
     no_meetings,
     of_either,
     opponents_of,
@@ -184,21 +185,17 @@ def opponents(track: Track, race: RaceState, config: OpponentsConfig) -> Array:
     motion, num_cars = drives.motion, on_road.shape[0]
     cosine, sine = jnp.cos(motion.heading), jnp.sin(motion.heading)
 
-    def world(vector: Array) -> tuple[Array, Array]:
-        forward, left = vector.T
-        return forward * cosine - left * sine, forward * sine + left * cosine
-
-    def seen(x: Array, y: Array, scale: float) -> list[Array]:
-        """Differences [M, M] of world vectors, in the frames of the first."""
+    def seen(vector: Array, scale: float) -> list[Array]:
+        """Differences [M, M] of world vectors [M, 2], in the frames of the first."""
+        x, y = vector.T
         x, y = (x[None] - x[:, None]) / scale, (y[None] - y[:, None]) / scale
         along = x * cosine[:, None] + y * sine[:, None]
         return [along, y * cosine[:, None] - x * sine[:, None]]
 
-    x, y = motion.position.T
     features = [
-        *seen(x, y, 20.0),
-        *seen(*world(motion.velocity), 10.0),
-        *seen(*world(motion.acceleration), 10.0),
+        *seen(motion.position, 20.0),
+        *seen(in_world(motion.heading, motion.velocity), 10.0),
+        *seen(in_world(motion.heading, motion.acceleration), 10.0),
     ]
     if config.heading:
         turn = motion.heading[None] - motion.heading[:, None]

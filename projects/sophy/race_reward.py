@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from projects.sophy.race import gaps, of_either, opponents_of
+from projects.sophy.race import gaps, in_world, of_either, opponents_of
 from projects.sophy.reward import KMH, RewardConfig
 from projects.sophy.stewards import at_fault
 from projects.sophy.track import Track
@@ -80,11 +80,12 @@ def race_reward_terms(
     def in_window(gap: Array) -> Array:
         return (gap > -BEHIND) & (gap < AHEAD)
 
-    counts = others & in_window(gap) & in_window(gap_before)
-    touches = of_either((current.meetings.contact > 0.0) & others)
-    # After a contact the speeds have evened out, so what counts is how fast the gap closed in it.
-    closing = current.meetings.closing
-    relative = jnp.where(others, closing + closing.T, 0.0) ** 2  # [M, M] [(m/s)^2]
+    counts = others & (in_window(gap) | in_window(gap_before))
+    met = current.meetings.contact > 0.0
+    # After a contact the speeds have evened out, so what counts are those before the step.
+    velocity = in_world(before.motion.heading, before.motion.velocity)
+    relative = jnp.sum((velocity[None] - velocity[:, None]) ** 2, -1)  # [M, M] [(m/s)^2]
+    relative = jnp.where(others & (met | met.T), relative, 0.0)
     verdicts = current.stewarding.verdicts
     is_hard = current.stewarding.severity > 0
     hard = verdicts._replace(first=verdicts.first & is_hard, second=verdicts.second & is_hard)
@@ -94,7 +95,7 @@ def race_reward_terms(
     reverses &= jnp.abs(turn) > SMALLEST_TURN
     return {
         "passing": jnp.sum(jnp.where(counts, gap_before - gap, 0.0), 1),
-        "any_collision": -touches.astype(jnp.float32),
+        "any_collision": -of_either(met & others).astype(jnp.float32),
         "rear_end": -jnp.sum(jnp.where(gap > 0.0, relative, 0.0), 1) * KMH**2,
         "unsporting": -at_fault(verdicts).astype(jnp.float32),
         "hard_fault": -at_fault(hard).astype(jnp.float32),

@@ -41,14 +41,20 @@ def moved(race, way):
     return dataclasses.replace(race, drives=dataclasses.replace(race.drives, s=s))
 
 
-def met(race, closing=0.0, first=0, second=1):
+def met(race, first=0, second=1):
     """As if two cars had touched."""
-    meetings = dataclasses.replace(
-        race.meetings,
-        contact=race.meetings.contact.at[first, second].set(0.2),
-        closing=race.meetings.closing.at[first, second].set(closing),
+    contact = race.meetings.contact.at[first, second].set(0.2)
+    return dataclasses.replace(race, meetings=dataclasses.replace(race.meetings, contact=contact))
+
+
+def driving(race, velocity, heading=0.0):
+    """As if the cars had velocities [M, 2] in their own frames."""
+    motion = dataclasses.replace(
+        race.drives.motion,
+        velocity=jnp.asarray(velocity),
+        heading=jnp.broadcast_to(jnp.asarray(heading), 3),
     )
-    return dataclasses.replace(race, meetings=meetings)
+    return dataclasses.replace(race, drives=dataclasses.replace(race.drives, motion=motion))
 
 
 def test_nothing_happened_is_worth_nothing(calm):
@@ -63,14 +69,13 @@ def test_passing_counts_relative_progress_on_cars_nearby(calm):
     # 2 m on car 0; it is out of the window on both sides.
     found = terms(env, race, moved(race, [2.0, 5.0, 4.0]))["passing"]
     np.testing.assert_allclose(found, [-3.0, 3.0, 0.0], atol=1e-3)
-    # Where it is 40 m behind at one end of the step only, it still does not count.
-    near = moved(race, [0.0, 0.0, 4.0])
-    found = terms(env, near, moved(near, [0.0, 0.0, 2.0]))["passing"]
-    np.testing.assert_allclose(found, 0.0, atol=1e-3)
-    nearer = moved(near, [0.0, 0.0, 2.0])
-    # 39 m behind car 1, then 37: passing looks 40 m ahead and 20 m behind.
-    found = terms(env, nearer, moved(nearer, [0.0, 0.0, 2.0]))["passing"]
+    # Passing looks 40 m ahead and 20 m behind, at either end of a step: 41 m behind car 1, then
+    # 39; and back.
+    near, nearer = moved(race, [0.0, 0.0, 4.0]), moved(race, [0.0, 0.0, 6.0])
+    found = terms(env, near, nearer)["passing"]
     np.testing.assert_allclose(found, [0.0, 0.0, 2.0], atol=1e-3)
+    found = terms(env, nearer, near)["passing"]
+    np.testing.assert_allclose(found, [0.0, 0.0, -2.0], atol=1e-3)
 
 
 def test_passing_is_the_same_across_the_line(calm):
@@ -82,18 +87,25 @@ def test_passing_is_the_same_across_the_line(calm):
 
 def test_a_collision_costs_both_and_a_rear_end_the_one_behind(calm):
     env, race = calm
-    found = terms(env, race, met(race, closing=5.0))
+    fast = driving(race, [[40.0, 0.0], [43.0, 4.0], [60.0, 0.0]])
+    # Their speeds have evened out in the step.
+    found = terms(env, fast, met(driving(race, [[41.5, 2.0]] * 3)))
     np.testing.assert_array_equal(found["any_collision"], [-1.0, -1.0, 0.0])
     # 5 m/s are 18 km/h, squared 324; car 0 is ahead.
     np.testing.assert_allclose(found["rear_end"], [0.0, -324.0, 0.0], rtol=1e-5)
     np.testing.assert_allclose(found["collision_speed"], [-25.0, -25.0, 0.0], rtol=1e-5)
     assert not found["unsporting"].any()
+    # The same speeds in opposite directions.
+    headon = driving(race, [[10.0, 0.0]] * 3, [0.0, jnp.pi, 0.0])
+    found = terms(env, headon, met(headon))
+    np.testing.assert_allclose(found["collision_speed"], [-400.0, -400.0, 0.0], rtol=1e-5)
 
 
 def test_an_absent_car_has_no_part_in_it(calm):
     env, race = calm
-    alone = dataclasses.replace(race, present=jnp.array([True, False, True]))
-    found = terms(env, alone, met(moved(alone, [2.0, 5.0, 4.0]), closing=5.0))
+    fast = driving(race, [[40.0, 0.0], [43.0, 4.0], [60.0, 0.0]])
+    alone = dataclasses.replace(fast, present=jnp.array([True, False, True]))
+    found = terms(env, alone, met(moved(alone, [2.0, 5.0, 4.0])))
     for name in ("passing", "any_collision", "rear_end", "collision_speed"):
         assert not found[name].any(), name
 
