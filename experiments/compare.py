@@ -62,8 +62,9 @@ class Column(NamedTuple):
 
     run: Run
     seed: int
-    x: np.ndarray  # [E]
+    x: np.ndarray  # [E] where it is finite
     y: np.ndarray  # [E]
+    evaluated: np.ndarray  # every x that has it, finite or not
 
 
 class Group(NamedTuple):
@@ -74,18 +75,22 @@ class Group(NamedTuple):
 
 
 def columns_of(run: Run, metric: str, x: str) -> list[Column]:
-    """One per seed. Raises UserError where the run has no such column, with those it has."""
+    """One per seed. Raises UserError where the run has no such column, with those it has, and where
+    a seed has no finite value."""
     series = read_series(run.rows, metric, x)
     if not len(series.x):
         known = sorted({key for row in run.rows for key in row if key.startswith("eval/")})
         offered = f"; it has {', '.join(known)}" if known else "; it has no evaluation yet"
         raise UserError(f"{run.directory}: no row has both {metric} and {x}{offered}")
     seeds = run.seeds if len(run.seeds) == series.y.shape[1] else range(series.y.shape[1])
-    return [
-        Column(run, seed, series.x[kept], values[kept])
-        for seed, values in zip(seeds, series.y.T, strict=True)
-        for kept in [np.isfinite(values)]
-    ]
+    evaluated = read_series([row for row in run.rows if metric in row], x, x).x
+    columns = []
+    for seed, values in zip(seeds, series.y.T, strict=True):
+        kept = np.isfinite(values)
+        if not kept.any():
+            raise UserError(f"{run.directory}: seed {seed} has no finite {metric}")
+        columns.append(Column(run, seed, series.x[kept], values[kept], evaluated))
+    return columns
 
 
 def label(config: Mapping[str, Any], names: Sequence[str], run: Run) -> str:
@@ -135,6 +140,7 @@ def make_groups(config: CompareConfig, runs: Sequence[Run]) -> list[Group]:
         for column in columns:
             task = label(column.run.config, config.task_by, column.run)
             by_task.setdefault(task, []).append(column)
+        by_task = dict(sorted(by_task.items()))  # the same tasks are paired in every group
         order = [sorted(part, key=lambda column: column.seed) for part in by_task.values()]
         for task, part in zip(by_task, order, strict=True):
             seeds = [column.seed for column in part]
@@ -148,23 +154,46 @@ def make_groups(config: CompareConfig, runs: Sequence[Run]) -> list[Group]:
         if len(set(counts.values())) > 1:
             raise UserError(f"group {name}: its tasks must have as many runs each, got {counts}")
         groups.append(Group(name, columns, list(by_task), order))
-    tasks = {tuple(sorted(group.tasks)) for group in groups}
+    tasks = {tuple(group.tasks) for group in groups}
     if len(tasks) > 1:
         raise UserError(f"the groups have different tasks: {' and '.join(map(str, sorted(tasks)))}")
     return groups
 
 
 def scores_at(group: Group, at: float) -> np.ndarray:
-    """The metric [R, T] of the last rows up to `at`."""
-    values = [
-        [column.y[np.searchsorted(column.x, at, side="right") - 1] for column in part]
-        for part in group.order
-    ]
+    """The metric [R, T] of the last rows up to `at` where it is finite.
+
+    Raises UserError for a seed that has none.
+    """
+    values = []
+    for part in group.order:
+        values.append([])
+        for column in part:
+            index = np.searchsorted(column.x, at, side="right") - 1
+            if index < 0:
+                raise UserError(
+                    f"{column.run.directory}: seed {column.seed} has no finite value up to "
+                    f"{at:,.0f}, where the groups are compared; its first is at {column.x[0]:,.0f}"
+                )
+            values[-1].append(column.y[index])
     return np.array(values).T
 
 
 def common_end(groups: Sequence[Group]) -> float:
-    return min(float(column.x[-1]) for group in groups for column in group.columns)
+    return min(float(column.evaluated[-1]) for group in groups for column in group.columns)
+
+
+def not_finite(groups: Sequence[Group], at: float) -> list[str]:
+    """A line for each seed that has no finite value at its last row up to `at`."""
+    lines = []
+    for column in (column for group in groups for column in group.columns):
+        taken = column.x[column.x <= at][-1]
+        if taken < (last := column.evaluated[column.evaluated <= at][-1]):
+            lines.append(
+                f"{column.run.directory}: seed {column.seed} has no finite value at {last:,.0f}; "
+                f"the one at {taken:,.0f} counts"
+            )
+    return lines
 
 
 def table_of(config: CompareConfig, groups: Sequence[Group]) -> tuple[float, list[dict[str, Any]]]:
@@ -190,12 +219,13 @@ def table_of(config: CompareConfig, groups: Sequence[Group]) -> tuple[float, lis
             seeds = [[column.seed for column in part] for part in group.order]
             pairs = seeds == [[column.seed for column in part] for part in groups[0].order]
             ways = paired_bootstrap if pairs else bootstrap
+            several = min(len(scores), len(first)) > 1
             change = ways(difference(interquartile_mean), scores, first)
             ours, theirs = (first, scores) if config.minimize else (scores, first)
             row["difference"] = {
                 "value": float(change.value),
-                "low": float(change.low) if len(scores) > 1 else None,
-                "high": float(change.high) if len(scores) > 1 else None,
+                "low": float(change.low) if several else None,
+                "high": float(change.high) if several else None,
                 "paired": pairs,
             }
             row["probability_of_improvement"] = float(probability_of_improvement(ours, theirs))
@@ -210,7 +240,7 @@ def curves(config: CompareConfig, groups: Sequence[Group]) -> Figure:
     for number, group in enumerate(groups):
         colour = f"C{number % 10}"
         low = max(float(column.x[0]) for column in group.columns)
-        high = min(float(column.x[-1]) for column in group.columns)
+        high = max(low, min(float(column.x[-1]) for column in group.columns))
         at = np.unique(np.concatenate([column.x for column in group.columns]))
         at = at[(at >= low) & (at <= high)]
         at = at[np.unique(np.linspace(0, len(at) - 1, CURVE_POINTS).round().astype(int))]
@@ -345,7 +375,9 @@ def main(config: CompareConfig) -> int:
     groups = make_groups(config, runs)
     at, rows = table_of(config, groups)
     found = differing([run.config for run in runs], FREE)
-    ends = sorted({float(column.x[-1]) for group in groups for column in group.columns})
+    for line in not_finite(groups, at):
+        sys.stderr.write(f"{line}\n")
+    ends = sorted({float(column.evaluated[-1]) for group in groups for column in group.columns})
     if len(ends) > 1:
         sys.stderr.write(
             f"runs end at {config.x} {ends[0]:,.0f} to {ends[-1]:,.0f}; compared at {at:,.0f}\n"

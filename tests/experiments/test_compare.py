@@ -114,6 +114,61 @@ def test_tasks_are_aggregated_not_mixed(tmp_path, capsys):
     assert "Performance profiles" in page.read_text()
 
 
+def test_tasks_are_paired_by_name_not_by_the_order_of_the_runs(tmp_path, capsys):
+    # The second group's directories name the tasks in the other order.
+    for x, kinds in ((0.1, ("plain", "odd")), (0.2, ("odd", "plain"))):
+        for number, kind in enumerate(kinds):
+            for seed in range(2):
+                make_run(
+                    tmp_path / f"x{x}-{number}-{seed}",
+                    [0.0, 10.0 if kind == "odd" else 0.0],
+                    seed=seed,
+                    **{"agent.x": x, "agent.kind": kind},
+                )
+    config = CompareConfig(
+        (str(tmp_path),), group_by=("agent.x",), task_by=("agent.kind",), json=True
+    )
+    first, second = told(config, capsys)["groups"]
+    assert first["each"] == second["each"] == [[10.0, 10.0], [0.0, 0.0]]
+    assert second["probability_of_improvement"] == 0.5
+
+
+def test_a_last_value_that_is_not_finite_is_told_and_draws_nobody_back(folder, capsys):
+    make_run(folder / "z-broken", [4.0, "nan"], seed=3, **{"agent.x": 0.2})
+    page = folder / "page.html"
+    config = CompareConfig((str(folder),), group_by=("agent.x",), html=str(page), json=True)
+    assert compare.main(config) == 0
+    printed = capsys.readouterr()
+    assert "z-broken: seed 3 has no finite value at 200; the one at 100 counts" in printed.err
+    result = json.loads(printed.out)
+    assert result["at"] == 200.0 and result["groups"][1]["each"] == [[2.0, 3.0, 4.0, 4.0]]
+
+
+def test_a_seed_without_a_value_to_compare_is_named(folder):
+    config = CompareConfig((str(folder),), group_by=("agent.x",))
+    broken = make_run(folder / "y", [[1.0, "nan"]] * 2, seed=3, num_seeds=2, **{"agent.x": 0.2})
+    with pytest.raises(UserError, match=r"y: seed 4 has no finite eval/score"):
+        compare.main(config)
+    shutil.rmtree(broken)
+    late = make_run(folder / "y", [0.0] * 4, seed=3, **{"agent.x": 0.2})
+    rows = (late / "metrics.jsonl").read_text().splitlines()
+    (late / "metrics.jsonl").write_text(rows[-1] + "\n")
+    config = CompareConfig(
+        (str(folder),), group_by=("agent.x",), ignore=("train.num_epochs",), json=True
+    )
+    with pytest.raises(UserError, match="y: seed 3 has no finite value up to 200"):
+        compare.main(config)
+
+
+def test_one_run_against_several_has_no_interval(tmp_path, capsys):
+    make_run(tmp_path / "a", [1.0])
+    for seed in range(3):
+        make_run(tmp_path / f"b{seed}", [2.0 + seed], seed=seed, **{"agent.x": 0.1})
+    config = CompareConfig((str(tmp_path),), group_by=("agent.x",), json=True)
+    change = told(config, capsys)["groups"][1]["difference"]
+    assert change["value"] == pytest.approx(2.0) and change["low"] is None
+
+
 def test_the_page_and_the_table_say_the_same(folder, capsys):
     page = folder / "page.html"
     config = CompareConfig((str(folder),), group_by=("agent.x",), html=str(page))
