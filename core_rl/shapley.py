@@ -21,8 +21,6 @@ import numpy as np
 from flax import struct
 from jax.tree_util import Partial
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from core_rl.errors import UserError
 from core_rl.report import GRID, INK, MUTED
@@ -112,59 +110,6 @@ def exact_shapley_values(
         )
     batch_size = _batch_size(chunk, rows.shape[0])
     return _exact(_as_tree(value), points, rows, index, num_groups, batch_size)
-
-
-def importance(values: ShapleyValues) -> tuple[jax.Array, jax.Array]:
-    """Mean of |value| over the points, and its standard error, both [G, K].
-
-    The error is that of drawing the points, with that of drawing the orders in it; the background,
-    which all points share, counts as given. A single point has only the error of its orders.
-    Where a value is smaller than its own error, the mean is too large: |noise| has no zero mean.
-    """
-    size = jnp.abs(values.value)
-    num_points = size.shape[0]
-    if num_points == 1:
-        return size[0], values.error[0]
-    return size.mean(axis=0), size.std(axis=0, ddof=1) / math.sqrt(num_points)
-
-
-def importance_picture(
-    names: Sequence[str],
-    importance: Array,
-    error: Array,
-    title: str,
-    unit: str = "",
-) -> Figure:
-    """Bars of one output, the most important group on top, with the standard error as whiskers.
-
-    Args:
-      names: of the groups, `G` of them.
-      importance: `importance(...)[0][:, k]`, [G].
-      error: its standard error, [G].
-      title: what was explained.
-      unit: of the output, for the axis.
-
-    Raises:
-      UserError: the shapes do not fit, or a number is not finite.
-    """
-    sizes, errors = np.asarray(importance), np.asarray(error)
-    for name, numbers in (("importance", sizes), ("error", errors)):
-        if numbers.shape != (len(names),) or not len(names):
-            raise UserError(
-                f"{name} has shape {list(numbers.shape)}, expected one number for each of "
-                f"{len(names)} names"
-            )
-        if not np.all(np.isfinite(numbers)):
-            raise UserError(f"{name} is not finite")
-    figure = Figure((5.6, 1.1 + 0.34 * len(names)), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    importance_bars(axes, names, sizes, errors)
-    axes.set_xlim(left=0)
-    label = "mean |Shapley value| ± standard error" + (f" [{unit}]" if unit else "")
-    axes.set_xlabel(label, color=INK, fontsize=8.5)
-    axes.set_title(title, loc="left", color=INK, fontsize=10, weight="bold")
-    return figure
 
 
 def importance_bars(

@@ -17,7 +17,7 @@ from scipy import stats
 
 from core_rl.launch import Experiment, Outcome, RunConfig, run
 from core_rl.report import encode_png
-from core_rl.tracking import read_metrics
+from core_rl.tracking import encode_json, read_metrics
 
 
 class Variant(NamedTuple):
@@ -139,7 +139,7 @@ def ablate(config: AblationConfig, ablated: Ablated) -> int:
             results[name].append(ablated.result(outcome, env))
     table = summarise({name: np.array(values) for name, values in results.items()}, variants)
     if config.json:
-        print(json.dumps(table))
+        print(json.dumps(encode_json(table), allow_nan=False))
     else:
         print(f"{'variant':<56} {ablated.measure:>10} {'95 % interval':>15}   seeds")
         for row in table.values():

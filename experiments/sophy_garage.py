@@ -25,7 +25,8 @@ throttle spins the wheels of the strongest cars. It trains for 55 minutes.
 
 The score is of 128 cars that set off on drawn circuits for a minute, the same ones each time: the
 way as a share of the reference's, which is that of the archetype that a car varies, less 0.01 per
-step off course, as in the time trial.
+step off course or in contact with a wall, as in the time trial, and less 0.2 times the share of
+cars that were not clean.
 """
 
 import dataclasses
@@ -46,6 +47,7 @@ from core_rl.types import Metrics
 from experiments import sophy_time_trial
 from experiments.sophy_report import TRAINING_CURVES
 from experiments.sophy_time_trial import EVALUATION_SEED, SophyTimeTrial, make_driving_learner
+from projects.sophy.circuits import GROUPS
 from projects.sophy.field import field_membership
 from projects.sophy.observation import ObservationConfig
 from projects.sophy.time_trial import TimeTrial, with_calm_starts
@@ -153,14 +155,22 @@ def make_experiment(config: SophyTimeTrial, task: str = "garage") -> tuple[Exper
         trainer=trainer,
         evaluate=evaluate,
         score="score",
-        describe=lambda row: (
-            f"{row['pace/all']:.1%} of the references' pace (asphalt {row['pace/asphalt']:.1%}, "
-            f"dirt {row['pace/dirt']:.1%}, snow {row['pace/snow']:.1%}), "
-            f"{row['off_course_steps/all']:.1f} steps off course, {row['clean']:.0%} clean"
-        ),
+        describe=_describe,
         bundle_extra={"project": "sophy", "env": flags.to_dict(config.env)},
     )
     return experiment, env
+
+
+def _describe(row: dict[str, float]) -> str:
+    kinds = ", ".join(
+        f"{kind} {row[f'pace/{kind}']:.1%}"
+        for kind in GROUPS
+        if np.isfinite(row[f"pace/{kind}"])  # somebody is in it
+    )
+    return (
+        f"{row['pace/all']:.1%} of the references' pace{f' ({kinds})' if kinds else ''}, "
+        f"{row['off_course_steps/all']:.1f} steps off course, {row['clean']:.0%} clean"
+    )
 
 
 def write_garage_report(outcome: Outcome, env: TimeTrial) -> Path:

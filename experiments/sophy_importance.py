@@ -53,6 +53,7 @@ from core_rl.errors import UsageError, UserError
 from core_rl.policy import Policy, load_policy
 from core_rl.report import encode_png
 from core_rl.shapley import exact_shapley_values, importance_bars, shapley_values
+from core_rl.tracking import JsonlSink
 from core_rl.types import Obs
 from experiments.sophy_evaluate import env_config_of
 from experiments.sophy_matrix import digest_of, read_cells
@@ -384,26 +385,25 @@ def main(config: Importance) -> int:
     for name, value in settings.items():
         if any(row["settings"][name] != value for row in earlier):
             raise UsageError(f"--out: {path} was made with other {name}; name another directory")
-    path.write_text("".join(json.dumps(row) + "\n" for row in earlier), encoding="utf-8")
     # Of a larger sample, a smaller one is the beginning.
     drawn = np.random.default_rng(config.seed).permutation(len(env.entrants))[: config.sample]
     there = {(row["car"], row["compound"]): row for row in earlier}
     todo = [int(index) for index in drawn if tuple(env.entrants[index]) not in there]
     began = time.monotonic()
-    with path.open("a", encoding="utf-8") as file:
-        rows = explain_cars(env, policy, config, features, players, todo)
-        for count, row in enumerate(rows, start=1):
-            file.write(json.dumps({"policy": digest, "settings": settings, **row}) + "\n")
-            file.flush()
-            there[row["car"], row["compound"]] = row
-            took = time.monotonic() - began
-            left = took / count * (len(todo) - count)
-            full, base = (100.0 * np.mean(np.array(row[key])[:, 2]) for key in ("full", "base"))
-            print(
-                f"{count} of {len(todo)} cars, {took:.0f} s, {left:.0f} s left: {row['car']} "
-                f"{full:.1f} % of the reference's pace, {base:.1f} % told of another car",
-                file=sys.stderr,
-            )
+    sink = JsonlSink(path)
+    rows = explain_cars(env, policy, config, features, players, todo)
+    for count, row in enumerate(rows, start=1):
+        sink.write({"policy": digest, "settings": settings, **row})
+        there[row["car"], row["compound"]] = row
+        took = time.monotonic() - began
+        left = took / count * (len(todo) - count)
+        full, base = (100.0 * np.mean(np.array(row[key])[:, 2]) for key in ("full", "base"))
+        print(
+            f"{count} of {len(todo)} cars, {took:.0f} s, {left:.0f} s left: {row['car']} "
+            f"{full:.1f} % of the reference's pace, {base:.1f} % told of another car",
+            file=sys.stderr,
+        )
+    sink.close()
     summary = summarise([there[tuple(env.entrants[index])] for index in drawn], names)
     title = f"{len(drawn)} of {len(env.entrants)} cars, circuits: {len(env.circuits)}"
     (out / "importance.png").write_bytes(encode_png(picture(summary, title)))

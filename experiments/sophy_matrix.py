@@ -5,10 +5,10 @@
 Each cell is one flying lap after a run-up of a fifth of the lap, at most 500 m, over the
 quasi-steady reference of the archetype that the car is or varies, and over the minimum lap time
 where the table of limits has it, or what it has for a variation's archetype (`estimate_limits`).
-`OUT/cells.jsonl` gets the cells as they
-finish: the same command again drives only those that are missing (another policy needs another
-directory). `OUT/matrix.png` shows the median
-ratio (to the limit where every cell has one) and the share of clean laps by archetype and circuit.
+`OUT/cells.jsonl` gets the cells as they finish: the same command again drives only those that are
+missing (another policy needs another directory), and measures all by today's table.
+`OUT/matrix.png` shows the median ratio (to the limit where every cell has one) and the share of
+clean laps by archetype and circuit. The exit status is 3 where a lap beat its limit.
 """
 
 import dataclasses
@@ -31,10 +31,17 @@ from core_rl.env import State, named_obs
 from core_rl.errors import UsageError
 from core_rl.policy import Policy, load_policy
 from core_rl.report import encode_png
+from core_rl.tracking import JsonlSink, read_metrics
 from experiments.sophy_evaluate import env_config_of
 from projects.sophy.driving import CONTROL_STEP, DriveState
 from projects.sophy.laps import SLACK
-from projects.sophy.limits import TABLE, estimate_limits, existing_table, faster_than
+from projects.sophy.limits import (
+    TABLE,
+    Estimates,
+    estimate_limits,
+    existing_table,
+    faster_than,
+)
 from projects.sophy.time_trial import TimeTrial
 
 RUN_UP = 0.2, 500.0  # before the line: share of the lap, and at most [m]
@@ -73,12 +80,12 @@ def make_batch_driver(env: TimeTrial, policy: Policy):
         s = length - jnp.minimum(RUN_UP[0] * length, RUN_UP[1])
         return env.start(circuit, car_index, s, jnp.zeros(()), jnp.float32(START_SPEED))
 
-    def move(params: Any, state: State, driven: Driven) -> tuple[State, Driven]:
+    def move(params: Any, state: State, driven: Driven, late: Array) -> tuple[State, Driven]:
         after = env.step(state, policy.apply(params, named_obs(state)))
         drive: DriveState = after.pipeline_state  # pyright: ignore[reportAssignmentType]
         before: DriveState = state.pipeline_state  # pyright: ignore[reportAssignmentType]
         # The step that ends the lap still belongs to it.
-        counts = (before.laps_begun == 1) & (driven.lap_time == 0.0)
+        counts = (before.laps_begun == 1) & (driven.lap_time == 0.0) & ~late
         return after, Driven(
             lap_time=jnp.where(counts, drive.lap_time, driven.lap_time),
             off_course_steps=driven.off_course_steps + (counts & (drive.off_course > 0.0)),
@@ -99,7 +106,8 @@ def make_batch_driver(env: TimeTrial, policy: Policy):
 
         def advance(carry: tuple[State, Driven, Array]):
             state, driven, steps = carry
-            state, driven = jax.vmap(move, (None, 0, 0))(params, state, driven)
+            late = steps >= most  # what others of the batch still need changes nothing
+            state, driven = jax.vmap(move, (None, 0, 0, 0))(params, state, driven, late)
             return state, driven, steps + 1
 
         return jax.lax.while_loop(goes_on, advance, (state, begin, jnp.zeros((), jnp.int32)))[1]
@@ -113,19 +121,48 @@ def digest_of(policy: str) -> str:
 
 
 def read_cells(path: Path, policy: str) -> list[dict[str, Any]]:
-    """Finished cells of an earlier run; a last line that was cut off is dropped.
+    """Finished cells of an earlier run; a last line that was cut off is not there.
 
-    Raises UsageError where they are another policy's than the one with the digest `policy`.
+    Raises RecordError for another damaged line, and UsageError where the cells are another policy's
+    than the one with the digest `policy`.
     """
-    cells = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            cells.append(json.loads(line))
-        except ValueError:
-            break
-    if any(cell["policy"] != policy for cell in cells):
+    cells = read_metrics(path) if path.exists() else []
+    if any(cell.get("policy") != policy for cell in cells):
         raise UsageError(f"--out: {path} holds another policy's cells; name another directory")
     return cells
+
+
+class Yardsticks(NamedTuple):
+    """What lap times are measured by, of cars [K] on circuits [T]."""
+
+    reference: np.ndarray  # [K, T] quasi-steady laps of archetypes [s]
+    limits: Estimates
+
+
+def yardsticks(env: TimeTrial, table: Path = TABLE) -> Yardsticks:
+    laps = jax.device_get(env.references)
+    names, compounds = zip(*env.entrants, strict=True)
+    limits = estimate_limits(names, compounds, env.tracks, table)
+    return Yardsticks(laps.laps.lap_time[laps.row], limits)
+
+
+def measured(cell: dict[str, Any], by: Yardsticks, circuit: int, car_index: int) -> dict[str, Any]:
+    """A cell with its lap time over the yardsticks, and an alarm where it is below the limit."""
+    lap_time, limits = cell["lap_time"], by.limits
+    limit = float(limits.lap_time[car_index, circuit])
+    ratio = {"limit": limit, "reference": float(by.reference[car_index, circuit])}
+    alarm = ""
+    if lap_time is not None and lap_time < limits.floor[car_index, circuit]:
+        alarm = faster_than(limit, lap_time, cell["circuit"], cell["car"])
+    return cell | {
+        **{
+            f"ratio_to_{name}": round(lap_time / value, 4)
+            if lap_time is not None and value > 0.0
+            else None
+            for name, value in ratio.items()
+        },
+        "alarm": alarm,
+    }
 
 
 def drive_cells(
@@ -134,16 +171,12 @@ def drive_cells(
     digest: str,
     todo: list[tuple[int, int]],
     batch: int,
-    table: Path = TABLE,
+    by: Yardsticks,
 ) -> Iterator[dict[str, Any]]:
     """Drives pairs of circuit and car index; yields their rows, batch by batch."""
     driver = make_batch_driver(env, policy)
-    laps = jax.device_get(env.references)
-    reference = laps.laps.lap_time[laps.row]  # [K, T]
-    names, compounds = zip(*env.entrants, strict=True)
-    limits = estimate_limits(names, compounds, env.tracks, table)
     # Laps of like length finish together.
-    todo = sorted(todo, key=lambda cell: reference[cell[1], cell[0]])
+    todo = sorted(todo, key=lambda cell: by.reference[cell[1], cell[0]])
     for first in range(0, len(todo), batch):
         cells = todo[first : first + batch]
         # One shape is one compilation: the last batch is filled up with its first cell.
@@ -151,29 +184,22 @@ def drive_cells(
         driven = jax.device_get(driver(policy.params, filled[:, 0], filled[:, 1]))
         for index, (circuit, car_index) in enumerate(cells):
             entrant = env.entrants[car_index]
-            base = float(reference[car_index, circuit])
-            limit = float(limits.lap_time[car_index, circuit])
             lap_time = float(driven.lap_time[index])
             done = lap_time > 0.0
-            alarm = ""
-            if done and lap_time < limit and limits.bounds[car_index, circuit]:
-                alarm = faster_than(limit, lap_time, env.circuits[circuit], entrant.car)
             off = int(driven.off_course_steps[index])
             wall = int(driven.wall_contact_steps[index])
-            yield {
+            cell = {
                 "policy": digest,
                 "car": entrant.car,
                 "compound": entrant.compound,
                 "circuit": env.circuits[circuit],
                 "lap_time": round(lap_time, 3) if done else None,
-                "ratio_to_limit": round(lap_time / limit, 4) if done and limit > 0.0 else None,
-                "ratio_to_reference": round(lap_time / base, 4) if done else None,
                 "off_course_steps": off,
                 "wall_contact_steps": wall,
                 "clean": done and off == 0 and wall == 0,
                 "estimated": ":" in entrant.car,
-                "alarm": alarm,
             }
+            yield measured(cell, by, circuit, car_index)
 
 
 def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:
@@ -182,6 +208,7 @@ def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:
         "cells": len(cells),
         "completed": sum(cell["lap_time"] is not None for cell in cells),
         "clean_share": float(np.mean([cell["clean"] for cell in cells])),
+        "alarms": sum(bool(cell["alarm"]) for cell in cells),
     }
     for over in ("limit", "reference"):
         ratios = [value for cell in cells if (value := cell[f"ratio_to_{over}"]) is not None]
@@ -254,6 +281,11 @@ def main(config: Matrix) -> int:
         raise UsageError("--policy=DIR is missing: name the directory of a policy bundle")
     policy, table = load_policy(Path(config.policy)), existing_table(config.limits)
     env = TimeTrial(env_config_of(policy, config.circuits, config.cars))
+    listed = env.entrants
+    if len(listed) == 1 and ":" in listed[0].car:
+        # Alone, it would be measured by its own reference instead of its archetype's.
+        with_archetype = f"{config.cars},{listed[0].car.partition(':')[0]}"
+        env = TimeTrial(env_config_of(policy, config.circuits, with_archetype))
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "cells.jsonl"
@@ -261,31 +293,37 @@ def main(config: Matrix) -> int:
         (name, *entrant): (circuit, car_index)
         for circuit, name in enumerate(env.circuits)
         for car_index, entrant in enumerate(env.entrants)
+        if entrant in listed
     }
     digest = digest_of(config.policy)
-    earlier = read_cells(path, digest)
-    path.write_text("".join(json.dumps(cell) + "\n" for cell in earlier), encoding="utf-8")
-    cells = [one for one in earlier if (one["circuit"], one["car"], one["compound"]) in wanted]
-    there = {(cell["circuit"], cell["car"], cell["compound"]) for cell in cells}
-    todo = [indices for key, indices in wanted.items() if key not in there]
-    began, alarms = time.monotonic(), 0
-    with path.open("a", encoding="utf-8") as file:
-        driven = drive_cells(env, policy, digest, todo, config.batch, table) if todo else ()
-        for count, cell in enumerate(driven, start=1):
-            file.write(json.dumps(cell) + "\n")
-            cells.append(cell)
-            alarms += bool(cell["alarm"])
-            if cell["alarm"]:
-                print(cell["alarm"], file=sys.stderr)
-            if count % config.batch == 0 or count == len(todo):
-                file.flush()
-                took = time.monotonic() - began
-                left = took / count * (len(todo) - count)
-                print(
-                    f"{count} of {len(todo)} cells, {took:.0f} s, {left:.0f} s left, "
-                    f"{np.mean([one['clean'] for one in cells]):.0%} clean",
-                    file=sys.stderr,
-                )
+    earlier, by = read_cells(path, digest), yardsticks(env, table)
+    keys = [(cell["circuit"], cell["car"], cell["compound"]) for cell in earlier]
+    cells = [
+        measured(cell, by, *wanted[key])
+        for key, cell in zip(keys, earlier, strict=True)
+        if key in wanted
+    ]
+    for cell in cells:
+        if cell["alarm"]:
+            print(cell["alarm"], file=sys.stderr)
+    todo = [indices for key, indices in wanted.items() if key not in keys]
+    began = time.monotonic()
+    sink = JsonlSink(path)
+    driven = drive_cells(env, policy, digest, todo, config.batch, by) if todo else ()
+    for count, cell in enumerate(driven, start=1):
+        sink.write(cell)
+        cells.append(cell)
+        if cell["alarm"]:
+            print(cell["alarm"], file=sys.stderr)
+        if count % config.batch == 0 or count == len(todo):
+            took = time.monotonic() - began
+            left = took / count * (len(todo) - count)
+            print(
+                f"{count} of {len(todo)} cells, {took:.0f} s, {left:.0f} s left, "
+                f"{np.mean([one['clean'] for one in cells]):.0%} clean",
+                file=sys.stderr,
+            )
+    sink.close()
     # In the order of the lists, however the cells finished.
     place = {key: number for number, key in enumerate(wanted)}
     cells.sort(key=lambda cell: place[cell["circuit"], cell["car"], cell["compound"]])
@@ -296,7 +334,7 @@ def main(config: Matrix) -> int:
     else:
         print(", ".join(f"{name} {value}" for name, value in result.items()))
         print(f"{path}, {out / 'matrix.png'}")
-    return 3 if alarms else 0
+    return 3 if result["alarms"] else 0
 
 
 if __name__ == "__main__":

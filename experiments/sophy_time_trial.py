@@ -108,17 +108,19 @@ def make_experiment(config: SophyTimeTrial) -> tuple[Experiment, TimeTrial]:
         laps = jnp.sum(totals["laps"])
         lap_time = jnp.sum(totals["lap_seconds"]) / laps  # NaN without a lap
         pace = jnp.mean(totals["distance"]) / reference_distance
-        off_course = jnp.mean(totals["off_course_steps"])
+        off_course, walls = (
+            jnp.mean(totals[name]) for name in ("off_course_steps", "wall_contact_steps")
+        )
         return {
             "lap_time": lap_time,
             "ratio": lap_time / reference_time,
             "laps": laps,
             "pace": pace,
             "off_course_steps": off_course,
-            "wall_contact_steps": jnp.mean(totals["wall_contact_steps"]),
+            "wall_contact_steps": walls,
             "return": jnp.mean(totals["return"]),
-            # A step off course weighs as much as 1 % of pace: clean first, then fast.
-            "score": pace - 0.01 * off_course,
+            # A step that is not clean weighs as much as 1 % of pace: clean first, then fast.
+            "score": pace - 0.01 * (off_course + walls),
         }
 
     experiment = Experiment(

@@ -6,8 +6,9 @@ A value is a number followed by the letter of its source in `SOURCES`; `e` marks
 
 `gt3_fr:7` is variation 7 of `gt3_fr`: a car of another mass, power, wing, balance and, one in four,
 of other driven wheels, drawn from the name alone (counter-based numbers, Salmon et al., "Parallel
-random numbers: as easy as 1, 2, 3", 2011). What hangs together is varied together: inertia, brakes
-and the tyres' load with the mass, gear ratios with the top speed.
+random numbers: as easy as 1, 2, 3", 2011) and the archetype's place in the catalogue: new ones are
+appended. What hangs together is varied together: inertia, brakes and the tyres' load with the mass,
+gear ratios with the top speed.
 """
 
 import difflib

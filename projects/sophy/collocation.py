@@ -412,6 +412,8 @@ def solve(
         **multiplied,
     )
     stats = solver.stats()
+    if stats["return_status"] == "User_Requested_Stop":  # what becomes of Ctrl-C in a callback
+        raise KeyboardInterrupt
     values = np.asarray(result["x"]).ravel()
     lam_g, lam_x = (np.asarray(result[name]).ravel() for name in ("lam_g", "lam_x"))
     return Solution(

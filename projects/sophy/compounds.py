@@ -37,7 +37,7 @@ COMPOUNDS = {
     "wet": Compound(1.00, 7.0, 1.30, wet_gain=0.90 * 1.26 / (0.60 * 1.00) - 1.0),
 }
 
-# Wear of `racing_soft` per metre slid under the nominal load. Measured: the committed policy drives
+# Wear of `racing_soft` per metre slid under the nominal load. Measured: the policy `prior` drives
 # gt3_fr on larkspur (as `experiments.sophy_evaluate`, but `laps.make_driver` traces `motion.wear`)
 # for 20 laps of 76.8 s at a wear_rate too small to cost grip, 1e-9; per 90 s the tyres FL FR RL RR
 # slide 234, 166, 221 and 183 m, within 1 % from lap to lap. The most worn one shall reach the cliff

@@ -13,13 +13,15 @@ air are the very functions of `car`, `tyre` and `drivetrain`. Only what jumps is
 the couplings' friction, throttle into brake, and surfaces at the white line; and kinks are rounded:
 the rev limiter and the torque table, a slipping clutch, and a wheel that lifts off.
 
-It bounds whoever drives the simulator, since the limit is allowed a little more: gears change
+It should bound whoever drives the simulator, since the limit is allowed a little more: gears change
 without a pause, into the gear that the gearbox takes when accelerating; the pedal acts at once; and
 surfaces change some centimetres outside the line. What the rules allow it may do too: two wheels
 beyond a white line, slides, but no touch of a wall. Before that a *careful* lap is found, with
 every wheel inside the lines and no tyre far beyond its peak: the lap that a driver can follow.
 
-IPOPT finds local optima. The lap is therefore solved from two first guesses, and on two meshes.
+IPOPT finds local optima, and controls are constant over an interval. The lap is therefore solved
+from two first guesses and on two meshes, and a lap is called impossible only where it is faster by
+more than the meshes differ, or by `limits.ONE_MESH_ERROR` where there was one.
 Needs casadi (the extra `limit`), which nothing else imports.
 """
 
@@ -43,7 +45,6 @@ from projects.sophy import track as tracks
 from projects.sophy.car import Car, fuelled
 from projects.sophy.cars import load_car
 from projects.sophy.circuits import DEFAULT, load_circuit
-from projects.sophy.collocation import SOLVED, Report, Solution, mesh_of, refined, sampled, solve
 from projects.sophy.drive import show_time
 from projects.sophy.field import CAR_WORDS, CIRCUIT_WORDS, listed
 from projects.sophy.first_guess import course_at, first_guess
@@ -60,6 +61,21 @@ from projects.sophy.limits import (
 from projects.sophy.racing_line import fastest_lines
 from projects.sophy.reward import KMH
 from projects.sophy.track import NUM_NODES, Track
+
+try:
+    from projects.sophy.collocation import (
+        SOLVED,
+        Report,
+        Solution,
+        mesh_of,
+        refined,
+        sampled,
+        solve,
+    )
+except ModuleNotFoundError as error:
+    if error.name != "casadi":
+        raise
+    sys.exit("projects.sophy.limit needs casadi: pip install 'champion-control[limit]'")
 
 COARSE, FINE = 0.2, 0.1  # intervals of the two meshes [s]
 
@@ -290,7 +306,7 @@ class ComputeLimit:
     fine_mesh: bool = True  # solve again on a mesh twice as fine
     follow: bool = False  # also learn to drive the careful lap in the simulator, in minutes
     out: str = ""  # directory for the line as a table and the picture
-    table: str = ""  # a file of rows to append to; cells that it holds already are left out
+    table: str = ""  # a file of rows to append to; cells that it holds already are only told
     json: bool = False  # print one JSON object per cell
 
 
@@ -315,14 +331,25 @@ def live_report(name: str) -> Report:
 
 
 def main(config: ComputeLimit) -> int:
-    table = Path(config.table) if config.table else None
-    failed = 0
+    table, out = (Path(name) if name else None for name in (config.table, config.out))
+    todo = []
+    # All of it before the first solve, which takes minutes.
     for circuit, car_name in cells(config):
         car, track = load_car(car_name, config.compound), load_circuit(circuit)
         if config.surface:
             track = tracks.resurface(track, config.surface)
+        todo.append((circuit, car_name, car, track))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    if table is not None:
+        table.open("a").close()
+    failed = 0
+    for circuit, car_name, car, track in todo:
         title = " ".join(filter(None, [car_name, config.compound, "on", circuit, config.surface]))
-        if table is not None and find_limit(car, track, table):
+        known = find_limit(car, track, table) if table is not None else None
+        if known:
+            told = f"{show_time(known.lap_time)} ({known.status}) is in {table} already"
+            print(f"{title}: {told}", file=sys.stderr)
             continue
         try:
             limit = compute_limit(
@@ -339,8 +366,7 @@ def main(config: ComputeLimit) -> int:
             continue
         finally:
             print("\r" + " " * 78 + "\r", end="", file=sys.stderr, flush=True)
-        stem = Path(circuit).stem.replace(":", "_")
-        names = {"circuit": stem, "car": car_name}
+        names = {"circuit": Path(circuit).stem.replace(":", "_"), "car": car_name}
         names |= {"compound": config.compound, "surface": config.surface}
         if table is not None:
             with table.open("a", encoding="utf-8") as file:
@@ -357,10 +383,8 @@ def main(config: ComputeLimit) -> int:
         for name in ("guess_difference", "mesh_error"):
             if np.isnan(summary[name]):
                 summary[name] = None
-        if config.out:
-            out = Path(config.out)
-            out.mkdir(parents=True, exist_ok=True)
-            base = f"{stem}-{car_name.replace(':', '_')}"
+        if out is not None:
+            base = "-".join(filter(None, names.values())).replace(":", "_")
             columns = np.column_stack([limit.s, limit.states, limit.pedal])
             header = ",".join(COLUMNS)
             np.savetxt(out / f"{base}.csv", columns, "%.5f", ",", header=header, comments="")

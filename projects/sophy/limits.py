@@ -32,6 +32,7 @@ TABLE = Path(__file__).with_name("limits.jsonl")
 NUM_POINTS = 200  # of a line in the table
 CAREFUL_ONLY = "Careful_Lap_Only"  # the status of a limit that a slide might still beat
 TOLERANCE = 3e-3  # of a signature: splines differ a little between machines
+ONE_MESH_ERROR = 5e-3  # what a lap from one mesh may be wrong by (`docs/benchmarks.md`) [-]
 
 
 class Row(NamedTuple):
@@ -52,14 +53,17 @@ class Row(NamedTuple):
     speed: list[float]  # [NUM_POINTS] [m/s]
 
     @property
-    def bounds(self) -> bool:
-        """Whether no lap should be faster."""
-        return self.status != CAREFUL_ONLY
+    def floor(self) -> float:
+        """The lap time that no lap should be faster than [s], 0 where nothing is known."""
+        if self.status == CAREFUL_ONLY:
+            return 0.0
+        error = ONE_MESH_ERROR if self.mesh_error is None else self.mesh_error
+        return self.lap_time * (1.0 - error)
 
 
 class Estimates(NamedTuple):
     lap_time: np.ndarray  # [K, T] minimum lap times [s]
-    bounds: np.ndarray  # [K, T] bool, whether no lap should be faster: of the table's own cars
+    floor: np.ndarray  # [K, T] that no lap should be faster than, 0 but for the table's cars [s]
 
 
 def car_digest(car: Car) -> str:
@@ -123,7 +127,7 @@ def find_limit(car: Car, track: Track, path: Path = TABLE) -> Row | None:
 
 def cheats(lap_times: Sequence[float], row: Row | None) -> str:
     """One loud line where a lap was faster than the limit, else nothing."""
-    if row is None or not row.bounds or not lap_times or min(lap_times) >= row.lap_time:
+    if row is None or not lap_times or min(lap_times) >= row.floor:
         return ""
     return faster_than(row.lap_time, min(lap_times), row.circuit, row.car)
 
@@ -157,7 +161,7 @@ def estimate_limits(
     no_line = np.zeros(NUM_NODES)
     envelopes = envelopes_by_road(everyone)
     result = np.full((len(names), stack.length.shape[0]), np.nan)
-    bounds = np.zeros(result.shape, bool)
+    floor = np.zeros(result.shape)
     for index in range(stack.length.shape[0]):
         track = jax.tree.map(lambda leaf, at=index: leaf[at], stack)
         rows = [find_limit(load_car(*base), track, path) for base in bases]
@@ -173,6 +177,6 @@ def estimate_limits(
         own, base = np.split(np.asarray(times, np.float64), [len(names)])
         known = np.array([row.lap_time if row else np.nan for row in rows])
         result[:, index] = (known / base)[row_of] * own
-        proven = np.array([row is not None and row.bounds for row in rows])
-        bounds[:, index] = proven[row_of] & (np.array(names) == np.array(archetypes))
-    return Estimates(result, bounds)
+        proven = np.array([row.floor if row else 0.0 for row in rows])
+        floor[:, index] = proven[row_of] * (np.array(names) == np.array(archetypes))
+    return Estimates(result, floor)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from projects.sophy import track as tracks
-from projects.sophy.car import Car
+from projects.sophy.car import GRAVITY, Car
 from projects.sophy.car_features import CAR_FEATURES, car_features
 from projects.sophy.drivetrain import MAX_GEARS
 from projects.sophy.racing_line import RacingLine, along
@@ -32,7 +32,6 @@ from projects.sophy.walls import offset_of
 if TYPE_CHECKING:
     from projects.sophy.driving import DriveState
 
-GRAVITY = 9.81  # [m/s^2]
 SLOWEST = 8.0  # the look-ahead does not shrink below this speed [m/s]
 DESCRIPTION = ("car", "surface")  # the entries that a driver of one car on one road needs not
 HARDEST = 3.0  # bound of the accelerations that a plan asks for, in units of gravity

@@ -93,8 +93,8 @@ class TimeTrialConfig:
 
 
 class TimeTrial(Env):
-    """See the module's text. Observations: dict with `state` and `privileged_state`, and where
-    `config.describe` also `car` and `surface`.
+    """See the module's text. Observations: dict with `state` and `privileged_state`, where
+    `config.describe` also `car` and `surface`, and where `config.observation.racing_line` that.
 
     A reset draws circuit, car and compound, each alone and all with the same chance. Raises
     UserError (circuit, surface, car, compound, fuel) with one clear line.

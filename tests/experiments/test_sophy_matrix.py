@@ -3,14 +3,19 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from core_rl.errors import UserError
+from core_rl.policy import load_policy
 from experiments import sophy_matrix
+from experiments.sophy_evaluate import env_config_of
 from experiments.sophy_matrix import Matrix, main, picture
 from projects.sophy.limits import Estimates
+from projects.sophy.time_trial import TimeTrial
 
 POLICY = "projects/sophy/policies/time_trial"
 
@@ -85,7 +90,7 @@ def test_another_policy_and_wrong_names_are_refused_in_one_line(driven, tmp_path
 
 def test_a_lap_below_the_limit_is_told_loudly(tmp_path, monkeypatch, capsys):
     def too_slow(names, compounds, stack, table):
-        return Estimates(np.full((2, 1), 200.0), np.array([[True], [False]]))
+        return Estimates(np.full((2, 1), 200.0), np.array([[200.0], [0.0]]))
 
     monkeypatch.setattr(sophy_matrix, "estimate_limits", too_slow)
     # Of the car itself, whose limit is known; that of the variation is an estimate.
@@ -93,6 +98,45 @@ def test_a_lap_below_the_limit_is_told_loudly(tmp_path, monkeypatch, capsys):
     assert main(config) == 3
     told = capsys.readouterr().err
     assert told.count("FASTER THAN THE LIMIT") == 1 and "optimal control found 200.000 s" in told
+    # And again where nothing is left to drive.
+    assert main(config) == 3
+    assert capsys.readouterr().err.count("FASTER THAN THE LIMIT") == 1
+
+
+def test_finished_cells_are_measured_by_the_table_of_today(driven, tmp_path, capsys):
+    config, out = driven
+    (tmp_path / "cells.jsonl").write_text((out / "cells.jsonl").read_text())
+    (tmp_path / "none.jsonl").write_text("")
+    for limits, known in (("", True), (str(tmp_path / "none.jsonl"), False)):
+        again = dataclasses.replace(config, out=str(tmp_path), limits=limits, json=True)
+        assert main(again) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["median_ratio_to_limit"] is not None) == known
+
+
+def test_what_others_of_a_batch_need_changes_nothing(monkeypatch):
+    """A car that swerves for ever is late at the same step beside a longer lap."""
+    monkeypatch.setattr(sophy_matrix, "RUN_UP", (0.01, 5.0))
+    policy = load_policy(Path(POLICY))
+    env = TimeTrial(env_config_of(policy, "thimble,larkspur", "gt3_fr"))
+    swerving = SimpleNamespace(apply=lambda params, obs: jnp.array([1.0, 0.3]))
+    drive = sophy_matrix.make_batch_driver(env, swerving)  # pyright: ignore[reportArgumentType]
+    alone, beside = (
+        drive(None, jnp.array(circuits), jnp.zeros(2, jnp.int32)) for circuits in ([0, 0], [0, 1])
+    )
+    assert alone.off_course_steps[0] > 0 and alone.lap_time[0] == 0.0
+    assert alone.off_course_steps[0] == beside.off_course_steps[0]
+
+
+def test_a_damaged_line_is_refused_and_nothing_deleted(driven, tmp_path):
+    config, out = driven
+    path = tmp_path / "cells.jsonl"
+    lines = (out / "cells.jsonl").read_text().splitlines()
+    text = "\n".join([lines[0], lines[1][:20], *lines[2:], ""])
+    path.write_text(text)
+    with pytest.raises(UserError, match="line 2 is not a JSON object"):
+        main(dataclasses.replace(config, out=str(tmp_path)))
+    assert path.read_text() == text
 
 
 def test_the_picture_shows_medians_by_archetype():

@@ -282,8 +282,31 @@ def test_the_command_goes_on_after_a_cell_that_fails(tmp_path, capsys, monkeypat
         (limit.ComputeLimit(car="gt3"), "unknown car 'gt3'"),
         (limit.ComputeLimit(compound="slick"), "slick"),
         (limit.ComputeLimit(surface="mud"), "mud"),
+        (limit.ComputeLimit(circuit="thimble,larkspurr"), "unknown circuit 'larkspurr'"),
+        (limit.ComputeLimit(car="gt3_fr,gt4"), "unknown car 'gt4'"),
     ],
 )
-def test_wrong_names_are_refused_before_anything_is_solved(config, message):
+def test_wrong_names_are_refused_before_anything_is_solved(config, message, monkeypatch):
+    monkeypatch.setattr(limit, "compute_limit", None)
     with pytest.raises(UserError, match=message):
         limit.main(config)
+
+
+def test_a_table_that_cannot_be_written_is_told_before_anything_is_solved(tmp_path, monkeypatch):
+    monkeypatch.setattr(limit, "compute_limit", None)
+    with pytest.raises(FileNotFoundError):
+        limit.main(limit.ComputeLimit(table=str(tmp_path / "none" / "table.jsonl")))
+
+
+def test_what_the_table_holds_is_told_and_not_solved(monkeypatch, capsys):
+    monkeypatch.setattr(limit, "compute_limit", None)
+    assert limit.main(limit.ComputeLimit(circuit="thimble", table=str(limits.TABLE))) == 0
+    assert "gt3_fr on thimble: 0:55.791" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_a_solve_and_is_no_result():
+    def interrupt(stage, iteration, objective):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        limit.compute_limit(load_car("roadster_fr"), small_circuit(), report=interrupt)

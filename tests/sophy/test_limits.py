@@ -23,6 +23,15 @@ from projects.sophy.track import NUM_NODES
 NAMES = ["gt3_fr", "gt3_fr:1", "gt3_fr:2"]
 
 
+def test_a_lap_is_impossible_beyond_what_the_meshes_differ_by():
+    (row,) = [row for row in read_table() if (row.circuit, row.car) == ("larkspur", "gt3_fr")]
+    on_two = row._replace(lap_time=100.0, mesh_error=0.001)
+    assert not cheats([99.91], on_two) and cheats([99.89], on_two)
+    on_one = row._replace(lap_time=100.0, mesh_error=None)  # ONE_MESH_ERROR of 0.5 %
+    assert not cheats([99.51], on_one) and cheats([99.49], on_one)
+    assert not cheats([10.0], on_two._replace(status=CAREFUL_ONLY))
+
+
 @pytest.fixture(scope="module")
 def stack():
     return load_circuits("thimble")[1]
@@ -75,11 +84,12 @@ def test_estimates_follow_the_table_and_are_nan_without_a_row(stack, tmp_path):
 
 
 def test_only_a_car_of_the_table_whose_free_lap_was_found_bounds_others(stack, tmp_path):
-    assert estimate_limits(NAMES, [""] * 3, stack).bounds.tolist() == [[True], [False], [False]]
+    floor = estimate_limits(NAMES, [""] * 3, stack).floor
+    assert (floor > 0.0).tolist() == [[True], [False], [False]]
     rows = [json.loads(line) for line in TABLE.read_text().splitlines()]
     path = tmp_path / "careful.jsonl"
     careful = [{**row, "status": CAREFUL_ONLY} for row in rows if row["circuit"] == "thimble"]
     path.write_text("".join(json.dumps(row) + "\n" for row in careful))
-    assert not estimate_limits(NAMES, [""] * 3, stack, path).bounds.any()
+    assert not estimate_limits(NAMES, [""] * 3, stack, path).floor.any()
     row = read_table(path)[0]
     assert cheats([1.0], row) == "" and cheats([1.0], row._replace(status="Solve_Succeeded"))
