@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from projects.sophy.car import Car, CarState, body_middle
+from projects.sophy.car import Car, CarState, body_middle, fuelled
 
 RESTITUTION = 0.15  # [-] bodywork on bodywork, estimate
 FRICTION = 0.3  # [-] sliding friction of bodywork on bodywork, estimate
@@ -144,7 +144,7 @@ def _overlap(a: _Body, b: _Body) -> tuple[Array, Array, Array, Array, Array]:
 
 def collide_cars(cars: Car, states: CarState, pairs: Pairs) -> tuple[CarState, Contacts]:
     """Resolves the contacts between cars, leaves [M, ...]; returns the new states too."""
-    bodies = _bodies(cars, states)
+    bodies = _bodies(fuelled(cars, states.fuel), states)
     table = jnp.stack(bodies)
     a, b = (_Body(*table[:, of]) for of in (pairs.first, pairs.second))
     depth, normal_x, normal_y, point_x, point_y = _overlap(a, b)

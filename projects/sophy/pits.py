@@ -67,8 +67,8 @@ def put_back(
     room: tuple[float, float],
 ) -> tuple[DriveState, Array]:
     """Cars [M] that ask for it (`calls`) roll along the road at `speed` [m/s], at an `offset` [M]
-    [m] from the centre line; and which were moved, [M] bool: where another one that is `on_road` is
-    within the `room` along and across [m], one stays as it is."""
+    [m] from the centre line; and which were moved, [M] bool: where another one that is `on_road`,
+    or moved too, is within the `room` along and across [m], one stays as it is."""
     point = jax.vmap(tracks.at, (None, 0))(track, drives.s)
     offset = jnp.clip(
         offset, -SET_BACK_SHARE * point.width_right, SET_BACK_SHARE * point.width_left
@@ -83,10 +83,17 @@ def put_back(
         steering_target=jnp.zeros(offset.shape),
     )
     along, across = room
-    aside = jnp.abs(drives.placement.offset[None] - offset[:, None])
-    others = on_road & ~jnp.eye(on_road.shape[0], dtype=bool)
-    in_the_way = others & (jnp.abs(gaps(track, drives.s)) < along) & (aside < across)
-    moves = calls & ~jnp.any(in_the_way, axis=1)
+    near = jnp.abs(gaps(track, drives.s)) < along  # [M, M]
+    not_self = ~jnp.eye(on_road.shape[0], dtype=bool)
+    before = jnp.tri(on_road.shape[0], k=-1, dtype=bool)  # the second has the lower number
+
+    def in_the_way(others: Array, there: Array) -> Array:
+        """Whether any of `others` [M, M], at offsets `there` [M], is where a car would be [M]."""
+        return jnp.any(others & near & (jnp.abs(there - offset[:, None]) < across), axis=1)
+
+    free = calls & ~in_the_way(on_road & not_self, drives.placement.offset)
+    # Of those who would be put into one place, the first goes; the others ask again.
+    moves = free & ~in_the_way(free & before, offset)
     return where(moves, back, drives), moves
 
 

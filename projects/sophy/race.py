@@ -32,7 +32,9 @@ from projects.sophy.driving import (
 )
 from projects.sophy.track import Track
 
-NEAR = 12.0  # cars farther apart along the course do not touch [m]
+# Who may touch in a control step is asked at its beginning: a car that stands is met from 8 m and a
+# body's length away, and there is room to be faster.
+NEAR = 20.0  # cars farther apart along the course then do not touch [m]
 WAKE_REACH = 100.0  # behind a car its wake is gone [m]
 WAKE_WIDTH = 1.5  # [m]
 DRAG_LOSS, DRAG_DECAY = 0.30, 20.0  # right behind a car [-], falls to 1/e over [m]

@@ -26,7 +26,7 @@ from jax import Array
 from core_rl.env import Env, State, register_environment
 from core_rl.errors import UserError
 from projects.sophy import track as tracks
-from projects.sophy.car import Car, body_middle
+from projects.sophy.car import Car, body_middle, fuelled
 from projects.sophy.driving import CONTROL_STEP, DriveState, drive_metrics
 from projects.sophy.pits import PitConfig, Pits, no_stops, parked, put_back, serve, where
 from projects.sophy.race import (
@@ -428,7 +428,8 @@ class RaceEnv(Env):
             chained,
             track.length,
         )
-        how = severity(impulse, cars.mass[:, None], cars.mass)
+        mass = fuelled(cars, drives.motion.fuel).mass
+        how = severity(impulse, mass[:, None], mass)
         hard = jax.nn.one_hot(how, 3, dtype=jnp.int32)  # [M, M, 3]
         faults = jnp.sum(verdicts.first[..., None] * hard, 1)
         faults += jnp.sum(verdicts.second[..., None] * hard, 0)

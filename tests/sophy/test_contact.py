@@ -32,7 +32,8 @@ def momenta(cars, states):
     cosine, sine = np.cos(states.heading), np.sin(states.heading)
     forward, left = states.velocity.T
     velocity = np.stack([forward * cosine - left * sine, forward * sine + left * cosine], 1)
-    linear = cars.mass[:, None] * velocity
+    mass = cars.mass + states.fuel
+    linear = mass[:, None] * velocity
     angular = states.position[:, 0] * linear[:, 1] - states.position[:, 1] * linear[:, 0]
     angular += cars.yaw_inertia * states.yaw_rate
     energy = 0.5 * (linear * velocity).sum() + 0.5 * (cars.yaw_inertia * states.yaw_rate**2).sum()
@@ -40,14 +41,16 @@ def momenta(cars, states):
 
 
 def crowd(seed):
-    """Eight different cars at random places within a few metres, most of them touching."""
+    """Eight different cars at random places within a few metres, most of them touching, with fuel
+    for different ways."""
     random = np.random.default_rng(seed)
     names = ["gt3_fr", "kart", "roadster_fr", "f1_tum", "hatch_ff", "rally_awd", "gt3_fr", "kart"]
     cars, states = field(
         names, random.uniform(-4, 4, (8, 2)), random.uniform(-3, 3, 8), random.uniform(0, 60, 8)
     )
     yaw_rate = jnp.asarray(random.uniform(-2, 2, 8), jnp.float32)
-    return cars, dataclasses.replace(states, yaw_rate=yaw_rate)
+    fuel = jnp.asarray(random.uniform(0, 100, 8), jnp.float32)
+    return cars, dataclasses.replace(states, yaw_rate=yaw_rate, fuel=fuel)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -69,7 +72,9 @@ def test_momenta_are_conserved_and_energy_is_not_made(seed):
 def test_the_centre_of_mass_stays_when_overlaps_are_pushed_apart():
     cars, before = crowd(7)
     after, _ = collide_cars(cars, before, all_near(8))
-    moved = np.asarray(cars.mass)[:, None] * np.asarray(after.position - before.position)
+    moved = np.asarray(cars.mass + before.fuel)[:, None] * np.asarray(
+        after.position - before.position
+    )
     assert np.abs(moved).max() > 10.0
     np.testing.assert_allclose(moved.sum(0), 0.0, atol=1e-2)
 

@@ -10,7 +10,7 @@ import pytest
 from core_rl.errors import UserError
 from projects.sophy.drivers import level_of, scripted_actions
 from projects.sophy.league import LeagueConfig, LeagueRace
-from projects.sophy.pits import PitConfig
+from projects.sophy.pits import PitConfig, put_back
 from projects.sophy.race_env import RaceConfig, RaceEnv, opponents, race_of
 from projects.sophy.results import drive_races
 from projects.sophy.time_trial import TimeTrialConfig
@@ -121,6 +121,19 @@ def test_a_stop_s_clock_runs_and_its_car_stands(env, experts):
     assert float(race_of(seen[2]).drives.lap_clock[0]) == pytest.approx(0.3, abs=1e-5)
     assert float(race_of(seen[2]).distance[0]) == pytest.approx(float(race.distance[0]))
     assert float(seen[2].reward[0]) == 0.0
+
+
+def test_two_who_would_come_back_into_one_place_do_so_one_after_the_other(env):
+    # Both at the line, one at each edge of the road, and nobody on it.
+    state = env.line_up(jnp.int32(0), jnp.arange(2))
+    drives = race_of(state).drives
+
+    def moved(offset):
+        both, nobody = jnp.ones(2, bool), jnp.zeros(2, bool)
+        return put_back(env.solo.track, drives, nobody, both, offset, 20.0, (80.0, 3.0))[1].tolist()
+
+    assert moved(jnp.array([-2.0, -2.0])) == [True, False]
+    assert moved(jnp.array([-2.0, 2.0])) == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,16 @@ def test_cars_on_two_legs_of_a_figure_of_eight_do_not_meet(four):
     assert contacts([s[one], s[one] + 2.0, 0.0, 10.0]) == 2.0
 
 
+def test_a_fast_car_meets_one_that_stands_within_a_step(four):
+    state = four.place([20.0, 32.4, 0.0, 0.0], present=[True, True, False, False], speed=0.0)
+    begun = state.pipeline_state
+    motion = begun.drives.motion
+    fast = dataclasses.replace(motion, velocity=motion.velocity.at[0, 0].set(90.0))
+    drives = dataclasses.replace(begun.drives, motion=fast)
+    state = state.replace(pipeline_state=dataclasses.replace(begun, drives=drives))
+    assert float(four.step(state, jnp.zeros((4, 2))).metrics["contact_steps"].sum()) == 2.0
+
+
 def test_a_wake_takes_from_who_drives_in_it(four):
     # On copperbowl's straight: two in line, the third beside the first, the fourth far off.
     env, straight = four.env, 30.0
