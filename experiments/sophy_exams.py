@@ -119,7 +119,7 @@ def make_exam(
             gain=place(begin, entered) - place(end, entered),
             pace=(reference_time(end) - reference_time(begin)) / SECONDS,
             off_course_steps=jnp.sum(off_course),
-            faults=jnp.sum(race_of(end).stewarding.faults[0]),
+            faults=jnp.sum(race_of(end).stewarding.record.faults[0]),
             contacts=jnp.sum(contact),
         )
 

@@ -40,15 +40,18 @@ from projects.sophy.race import (
     opponents_of,
 )
 from projects.sophy.race_reward import RaceRewardConfig, race_reward_terms
+from projects.sophy.reference import ReferenceLap
 from projects.sophy.reward import reward_terms, weighted_sum
 from projects.sophy.stewards import (
     CORNER_REACH,
     MEMORY,
     SECOND,
     Bodies,
+    Record,
     Trace,
     Verdicts,
-    at_fault,
+    charge,
+    clean_record,
     judge,
     severity,
 )
@@ -64,6 +67,7 @@ RETIRES = 15.0  # a car that stands still for so long is out [s]
 STANDS = 1.0  # slower than this is standing still [m/s]
 SET_BACK_ROOM = (20.0, 3.0)  # along and across, where no other car may be for marshals [m]
 NEED_OVER = 20.0  # way over which the lap's braking is looked at [m]
+EARLY = 1.0  # so much before the lap one may brake as hard [s]
 CONTACT_ENDS = 5  # control steps without touching after which a contact is a new one
 
 
@@ -124,10 +128,9 @@ class Stewarding:
 
     trace: Trace  # leaves [MEMORY, M], oldest first, the last of them before the last step
     apart: Array  # [M, M] int32, control steps since a pair touched, first < second
-    calm: Array  # [M] int32, control steps since a car was in a contact with a fault
-    verdicts: Verdicts  # on the contacts that began in the last step
-    severity: Array  # [M, M] int32 of those contacts: 0 light, 1 medium, 2 heavy
-    faults: Array  # [M, 3] int32, contacts that a car was at fault in, by severity
+    verdicts: Verdicts  # on the contacts that were judged in the last step
+    severity: Array  # [M, M] int32, highest of a pair's last contact: 0 light, 1 medium, 2 heavy
+    record: Record
 
 
 @struct.dataclass
@@ -402,9 +405,10 @@ class RaceEnv(Env):
     def _steward(
         self, track: Track, before: Stewarding, drives: DriveState, met: Meetings, distance: Array
     ) -> Stewarding:
-        """Judges the contacts that began in a step, and remembers what it led to."""
+        """Judges the contacts that began or got worse in a step, and remembers what it led to."""
         cars, begins = drives.car, contacts_begun(before, met)
-        chained = jnp.minimum(before.calm, before.calm[:, None]) < SECOND
+        calm = before.record.calm
+        chained = jnp.minimum(calm, calm[:, None]) < SECOND
         # Across the course at the first car, from the world.
         angle = jnp.arctan2(drives.placement.sine, drives.placement.cosine)
         course = drives.motion.heading - angle
@@ -413,6 +417,9 @@ class RaceEnv(Env):
         along, left = push_x * east + push_y * north, push_y * east - push_x * north
         impulse = jnp.sqrt(push_x**2 + push_y**2)
         normal = jnp.stack([along, left], -1) / jnp.maximum(impulse, 1e-6)[..., None]
+        mass = fuelled(cars, drives.motion.fuel).mass
+        how = severity(impulse, mass[:, None], mass)
+        judged = begins | ((met.contact > 0.0) & (how > before.severity))
 
         stations = drives.s[:, None] + jnp.linspace(-20.0, CORNER_REACH, 5)
         bends = jax.vmap(jax.vmap(lambda s: tracks.at(track, s).curvature))(stations)
@@ -421,39 +428,26 @@ class RaceEnv(Env):
         verdicts = judge(
             before.trace,
             _bodies(cars),
-            begins,
+            judged,
             normal,
             curvature,
             self._braking_need(track, drives),
             chained,
             track.length,
         )
-        mass = fuelled(cars, drives.motion.fuel).mass
-        how = severity(impulse, mass[:, None], mass)
-        hard = jax.nn.one_hot(how, 3, dtype=jnp.int32)  # [M, M, 3]
-        faults = jnp.sum(verdicts.first[..., None] * hard, 1)
-        faults += jnp.sum(verdicts.second[..., None] * hard, 0)
-        involved = of_either(verdicts.first | verdicts.second)
         return Stewarding(
             trace=_remember(before.trace, _seen(drives, distance)),
             apart=jnp.where(met.contact > 0.0, 0, before.apart + 1),
-            calm=jnp.where(involved, 0, before.calm + 1),
             verdicts=verdicts,
-            severity=jnp.where(begins, how, 0),
-            faults=before.faults + faults,
+            severity=jnp.where(judged, how, before.severity),
+            record=charge(before.record, verdicts, how),
         )
 
     def _braking_need(self, track: Track, drives: DriveState) -> Array:
-        """Deceleration [M] [m/s^2] that the reference laps have where the cars are."""
-
-        def need(car_index: Array, circuit: Array, s: Array) -> Array:
-            lap = self.solo.reference_of(car_index, circuit)
-            here, there = jnp.interp(
-                s + jnp.array([0.0, NEED_OVER]), lap.s, lap.speed, period=track.length
-            )
-            return jnp.maximum(here**2 - there**2, 0.0) / (2.0 * NEED_OVER)
-
-        return jax.vmap(need)(drives.car_index, drives.circuit, drives.s)
+        """The `braking_need` [M] [m/s^2] of the reference laps where the cars are."""
+        laps = jax.vmap(self.solo.reference_of)(drives.car_index, drives.circuit)
+        speed = drives.motion.velocity[:, 0]
+        return jax.vmap(braking_need, (0, None, 0, 0))(laps, track.length, drives.s, speed)
 
     def _terms(self, previous: RaceState, current: RaceState, action: Array) -> dict[str, Array]:
         alone = jax.vmap(reward_terms, (0, 0, 0, None))
@@ -472,7 +466,7 @@ class RaceEnv(Env):
             **{f"reward/{name}": term for name, term in terms.items()},
             **jax.vmap(drive_metrics)(race.drives),
             "contact_steps": of_either(race.meetings.contact > 0.0).astype(jnp.float32),
-            "at_fault": at_fault(race.stewarding.verdicts).astype(jnp.float32),
+            "at_fault": -terms["unsporting"],
         }
 
     @property
@@ -499,6 +493,14 @@ def _bodies(cars: Car) -> Bodies:
     return Bodies(cars.length, cars.width, cars.wheel_x[:, 0], nose)
 
 
+def braking_need(lap: ReferenceLap, length: Array, s: Array, speed: Array) -> Array:
+    """The hardest braking [] [m/s^2] of a reference lap of `length` [m] within what a car at `s`
+    [m] drives in `EARLY` seconds at its speed [m/s]."""
+    begin = s + EARLY * speed * jnp.linspace(0.0, 1.0, 5)
+    here, there = jnp.interp(jnp.stack([begin, begin + NEED_OVER]), lap.s, lap.speed, period=length)
+    return jnp.max(jnp.maximum(here**2 - there**2, 0.0)) / (2.0 * NEED_OVER)
+
+
 def _seen(drives: DriveState, distance: Array) -> Trace:
     """What the stewards see of cars, leaves [M]."""
     forward, left = drives.motion.velocity.T
@@ -510,6 +512,8 @@ def _seen(drives: DriveState, distance: Array) -> Trace:
         across=forward * sine + left * cosine,
         braking=-drives.motion.acceleration[:, 0],
         off_course=drives.off_course,
+        sine=sine,
+        cosine=cosine,
     )
 
 
@@ -526,10 +530,9 @@ def _nothing_judged(drives: DriveState, distance: Array) -> Stewarding:
     return Stewarding(
         trace=jax.tree.map(lambda leaf: jnp.tile(leaf, (MEMORY, 1)), now),
         apart=jnp.full((num, num), never, jnp.int32),
-        calm=jnp.full(num, never, jnp.int32),
         verdicts=Verdicts(no, no, jnp.zeros((num, num), jnp.int32)),
         severity=jnp.zeros((num, num), jnp.int32),
-        faults=jnp.zeros((num, 3), jnp.int32),
+        record=clean_record(num),
     )
 
 

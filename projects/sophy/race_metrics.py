@@ -17,9 +17,8 @@ from projects.sophy import track as tracks
 from projects.sophy.driving import CONTROL_STEP
 from projects.sophy.race import gaps, opponents_of
 from projects.sophy.race_env import RaceEnv, RaceState, contacts_begun
-from projects.sophy.stewards import REASONS
+from projects.sophy.stewards import NONE, REAR_END
 
-REAR_END = REASONS.index("rear end")
 SPEED_BIN, NUM_BINS = 1.0, 24  # of closing speeds [m/s]; the last bin holds all that are faster
 TRAFFIC = 40.0  # a car so close ahead is traffic [m]
 PRESSURE = 20.0  # a car so close behind presses [m]
@@ -36,7 +35,7 @@ class Tally(NamedTuple):
     fastest_lap: Array  # flying, 0 where there was none [s]
     overtakes: Array  # int32, times that an opponent was ahead and then behind, on the road
     overtaken: Array  # int32, the same of the opponents
-    contacts: Array  # [M, 3] int32, begun: light, medium, heavy
+    contacts: Array  # [M, 3] int32, by the highest severity: light, medium, heavy
     rear_ends: Array  # [M, NUM_BINS] int32, into others' tails with blame, by closing speed
     off_course_steps: Array  # int32
     corner_cuts: Array  # int32
@@ -90,10 +89,14 @@ def count(
     flying = (old.laps_begun >= 2) & (lap_time > 0.0)
     quicker = flying & ((tally.fastest_lap == 0.0) | (lap_time < tally.fastest_lap))
 
-    begins = contacts_begun(before.stewarding, after.meetings) & others
-    kinds = jax.nn.one_hot(after.stewarding.severity, 3, dtype=jnp.int32) * begins[..., None]
     verdicts = after.stewarding.verdicts
-    hits_tail = begins & (verdicts.reason == REAR_END)
+    judged = others & (verdicts.reason != NONE)
+    worse = judged & ~contacts_begun(before.stewarding, after.meetings)
+    old_kind, kind = (
+        jax.nn.one_hot(race.stewarding.severity, 3, dtype=jnp.int32) for race in (before, after)
+    )
+    kinds = kind * judged[..., None] - old_kind * worse[..., None]
+    hits_tail = judged & (verdicts.reason == REAR_END)
     binned = jnp.clip((after.meetings.closing / SPEED_BIN).astype(jnp.int32), 0, NUM_BINS - 1)
     binned = jax.nn.one_hot(binned, NUM_BINS, dtype=jnp.int32)
     rear_ends = jnp.sum(binned * (hits_tail & verdicts.first)[..., None], 1)

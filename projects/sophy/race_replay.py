@@ -15,9 +15,9 @@ from core_rl.report import GRID, INK, MUTED, encode_png
 from projects.sophy.drive import Drive
 from projects.sophy.driving import CONTROL_STEP
 from projects.sophy.laps import drive_of, outline_of, profile_of, record_of
-from projects.sophy.race_env import RaceEnv, contacts_begun, race_of
+from projects.sophy.race_env import RaceEnv, race_of
 from projects.sophy.replay import Event, Way, replay_html
-from projects.sophy.stewards import REASONS
+from projects.sophy.stewards import NONE, REASONS
 
 CHUNK = 600  # control steps that are simulated at once
 SEVERITIES = ("light", "medium", "heavy")
@@ -52,7 +52,7 @@ def record_race(
             "drive": jax.vmap(record_of)(race.drives),
             "distance": race.distance,
             "present": before.present,
-            "begins": contacts_begun(before.stewarding, race.meetings),
+            "judged": verdicts.reason != NONE,
             "first": verdicts.first,
             "second": verdicts.second,
             "reason": verdicts.reason,
@@ -79,7 +79,7 @@ def record_race(
         ways.append(Way(trace["distance"][part, slot], came_in))
     number = {slot: k for k, slot in enumerate(slots)}
     events = []
-    for at, a, b in np.argwhere(trace["begins"]).tolist():
+    for at, a, b in np.argwhere(trace["judged"]).tolist():
         first, second = trace["first"][at, a, b], trace["second"][at, a, b]
         blamed = " and ".join(
             names[slot] for slot, is_blamed in ((a, first), (b, second)) if is_blamed

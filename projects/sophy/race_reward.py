@@ -17,7 +17,6 @@ from jax import Array
 
 from projects.sophy.race import gaps, in_world, of_either, opponents_of
 from projects.sophy.reward import KMH, RewardConfig
-from projects.sophy.stewards import at_fault
 from projects.sophy.track import Track
 
 if TYPE_CHECKING:
@@ -35,8 +34,8 @@ class RaceRewardConfig(RewardConfig):
     passing: float = 0.5  # per metre of relative progress on cars nearby
     any_collision: float = 4.0  # per step in contact with a car, whoever's fault
     rear_end: float = 0.1  # per step in contact with a car ahead and (km/h)^2 of relative speed
-    unsporting: float = 0.0  # per contact begun with the car at fault
-    hard_fault: float = 0.0  # the same of medium or heavy severity, which costs seconds at the flag
+    unsporting: float = 0.0  # per contact with the car at fault
+    hard_fault: float = 0.0  # the same once it is medium or heavy, which costs seconds at the flag
     collision_speed: float = 0.0  # per step in contact and (m/s)^2 of relative speed
     shortcut: float = 0.0  # per second off course and m/s
     barrier: float = 0.0  # per second of wall contact and m/s
@@ -86,9 +85,7 @@ def race_reward_terms(
     velocity = in_world(before.motion.heading, before.motion.velocity)
     relative = jnp.sum((velocity[None] - velocity[:, None]) ** 2, -1)  # [M, M] [(m/s)^2]
     relative = jnp.where(others & (met | met.T), relative, 0.0)
-    verdicts = current.stewarding.verdicts
-    is_hard = current.stewarding.severity > 0
-    hard = verdicts._replace(first=verdicts.first & is_hard, second=verdicts.second & is_hard)
+    faults = current.stewarding.record.faults - previous.stewarding.record.faults  # [M, 3]
     speed = jnp.sqrt(jnp.sum(drives.motion.velocity**2, -1))
     turn, turn_before = current.steering_change, previous.steering_change
     reverses = (turn * turn_before < 0.0) & (jnp.abs(turn_before) > SMALLEST_TURN)
@@ -97,8 +94,8 @@ def race_reward_terms(
         "passing": jnp.sum(jnp.where(counts, gap_before - gap, 0.0), 1),
         "any_collision": -of_either(met & others).astype(jnp.float32),
         "rear_end": -jnp.sum(jnp.where(gap > 0.0, relative, 0.0), 1) * KMH**2,
-        "unsporting": -at_fault(verdicts).astype(jnp.float32),
-        "hard_fault": -at_fault(hard).astype(jnp.float32),
+        "unsporting": -(jnp.sum(faults, 1) > 0).astype(jnp.float32),
+        "hard_fault": -(jnp.sum(faults[:, 1:], 1) > 0).astype(jnp.float32),
         "collision_speed": -jnp.max(relative, 1),
         "shortcut": -drives.off_course * time_step * speed,
         "barrier": -drives.wall_contact * time_step * speed,

@@ -75,7 +75,7 @@ def drive_races(
 
 
 def _conclude(race: RaceState, tally: Tally, penalty: float) -> Results:
-    faults = race.stewarding.faults
+    faults = race.stewarding.record.faults
     seconds = penalty * jnp.sum(faults[:, 1:], axis=1)
     finished = race.finish_time > 0.0
     time = jnp.where(finished, race.finish_time + seconds, 0.0)

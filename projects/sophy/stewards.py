@@ -5,10 +5,12 @@ judge by geometry before the contact, not by who lost by it, and follow what the
 standards guidelines (2022 to 2025) ask of the two sides, so far as that can be computed. In order;
 the first that speaks, decides:
 
-1. *chain*: within a second of a contact of either with a fault, nobody is charged again;
+1. *chain*: a contact within a second of one of either car with a fault belongs to that: nobody is
+   charged again, but the fault becomes as severe as the worst of them;
 2. *rejoining*: a car that was off course within two seconds, or stands on the road, is at fault;
    both are where the other had seen it stand for two seconds and did not slow down;
-3. *rear end*: the one behind, unless the one ahead moved across by half a width within a second
+3. *rear end*, where the contact is within 45 degrees of one's nose and the other's tail: the one
+   behind, unless the one ahead moved across by half a width within a second
    (*blocking*), or braked far harder than the lap asks for there (*brake test*);
 4. *corner*: the attacker is the car behind two seconds before. On the inside he is entitled to room
    if he stayed on the road and his front axle was level with the other's mirrors; on the outside if
@@ -16,8 +18,12 @@ the first that speaks, decides:
    other clearly more is;
 5. *straight*: whoever moved towards the other clearly more; else nobody is.
 
-Severity goes by the change of speed that the contact made. Everything is symmetric: swapped cars or
-a mirrored circuit give the swapped or the same verdict.
+Severity goes by the change of speed that the contact made within a control step. A contact is
+judged when it begins, and again in every step that is more severe than those before. A car that
+another one, alone at fault, drove into is charged with no other contact that is judged in the same
+step: that is a chain, too.
+
+Everything is symmetric: swapped cars or a mirrored circuit give the swapped or the same verdict.
 """
 
 from typing import NamedTuple
@@ -29,7 +35,7 @@ from jax import Array
 
 from projects.sophy.driving import CONTROL_STEP
 
-RULES = "steward_v1"
+RULES = "steward_v2"
 MEMORY = 20  # control steps that are remembered, the last of them before the contact
 SECOND = round(1.0 / CONTROL_STEP)
 ALONGSIDE_BEFORE = 3  # steps before the contact at which entitlement is judged
@@ -68,6 +74,8 @@ class Trace(NamedTuple):
     across: Array  # speed to the left [m/s]
     braking: Array  # deceleration [m/s^2]
     off_course: Array  # share of the step
+    sine: Array  # of the angle from the course's direction to the car's heading
+    cosine: Array
 
 
 class Bodies(NamedTuple):
@@ -87,9 +95,23 @@ class Verdicts(NamedTuple):
     reason: Array  # int32, index into `REASONS`
 
 
-def at_fault(verdicts: Verdicts) -> Array:
-    """Which cars [M] bool are at fault in any contact that begins."""
-    return jnp.any(verdicts.first, 1) | jnp.any(verdicts.second, 0)
+class Record(NamedTuple):
+    """Whom the stewards have charged; leaves [M] unless said otherwise."""
+
+    calm: Array  # int32, control steps since a car was in a contact with a fault
+    culprits: Array  # [M, M] bool, the second was at fault in the last such contact of the first
+    charged: Array  # int32, severity of the car's last fault
+    faults: Array  # [M, 3] int32, by severity
+
+
+def clean_record(num_cars: int) -> Record:
+    none = jnp.zeros(num_cars, jnp.int32)
+    return Record(
+        calm=none + 10 * MEMORY,
+        culprits=jnp.zeros((num_cars, num_cars), bool),
+        charged=none,
+        faults=jnp.zeros((num_cars, 3), jnp.int32),
+    )
 
 
 def severity(impulse: Array, first_mass: Array, second_mass: Array) -> Array:
@@ -106,7 +128,7 @@ def _charges(
     Args:
       normal: [2] from `a` to `b`, along and to the left of the course.
       curvature: [] of the sharpest bend within reach, left positive.
-      need: [] deceleration that the lap asks for where `b` is.
+      need: [] deceleration that the lap asks for soon after `b`.
     """
     ahead = b.s - a.s  # [MEMORY] how far b is ahead
     moved_b = b.offset[-1] - b.offset[-1 - SECOND]
@@ -119,7 +141,10 @@ def _charges(
     # Where both were off or stand, neither is charged by this rule.
     other_too = jnp.any(b.off_course > 0.0) | (b.speed[-1] < STANDS)
 
-    bumps = (normal[0] > TAIL) & (ahead[-1] > 0.0)
+    def to_the_axis(car: Trace) -> Array:
+        return normal[0] * car.cosine[-1] + normal[1] * car.sine[-1]
+
+    bumps = (to_the_axis(a) > TAIL) & (to_the_axis(b) > TAIL) & (ahead[-1] > 0.0)
     closing = a.speed[-1] > b.speed[-1]
     # Into the way of the one behind: from beside him to in front of him.
     before = jnp.abs(b.offset[-1 - SECOND] - a.offset[-1])
@@ -203,26 +228,26 @@ def judge_pair(
 def judge(
     trace: Trace,
     bodies: Bodies,
-    begins: Array,
+    judged: Array,
     normal: Array,
     curvature: Array,
     need: Array,
     chained: Array,
     length: Array,
 ) -> Verdicts:
-    """Verdicts on all contacts that begin.
+    """Verdicts on all contacts that are judged in a step.
 
     Args:
       trace: leaves [MEMORY, M], the last of them before the contacts.
       bodies: leaves [M].
-      begins: [M, M] bool, contacts that begin, first < second.
+      judged: [M, M] bool, those contacts, first < second.
       normal: [M, M, 2] from first to second, along and to the left of the course at the first.
       curvature: [M] of the sharpest bend within `CORNER_REACH` of each car, left positive.
-      need: [M] deceleration that the lap asks for where each car is [m/s^2].
+      need: [M] deceleration that the lap asks for soon after each car [m/s^2].
       chained: [M, M] bool.
       length: [] of the lap, by which cars may be apart that are side by side [m].
     """
-    num = begins.shape[0]
+    num = judged.shape[0]
 
     def pair(first: Array, second: Array) -> Verdicts:
         cars = first, second
@@ -244,6 +269,37 @@ def judge(
     upper = np.triu_indices(num, 1)
     verdicts = jax.vmap(pair)(*(jnp.asarray(index) for index in upper))
     first, second, reason = (
-        jnp.zeros(begins.shape, leaf.dtype).at[upper].set(leaf) for leaf in verdicts
+        jnp.zeros(judged.shape, leaf.dtype).at[upper].set(leaf) for leaf in verdicts
     )
-    return Verdicts(first & begins, second & begins, jnp.where(begins, reason, NONE))
+    return _spare_victims(
+        Verdicts(first & judged, second & judged, jnp.where(judged, reason, NONE))
+    )
+
+
+def _spare_victims(verdicts: Verdicts) -> Verdicts:
+    """Without the faults of cars that others drove into in the same step."""
+    first, second, reason = verdicts
+    victim = jnp.any(second & ~first, 1) | jnp.any(first & ~second, 0)
+    left = first & ~victim[:, None], second & ~victim
+    spared = (first | second) & ~(left[0] | left[1])
+    return Verdicts(*left, jnp.where(spared, CHAIN, reason))
+
+
+def charge(record: Record, verdicts: Verdicts, how: Array) -> Record:
+    """The record after a step with `verdicts` on contacts of severity `how` [M, M], first <
+    second."""
+    # From here on both ways round: the second car is at fault in a contact with the first.
+    guilty, chain = verdicts.second | verdicts.first.T, verdicts.reason == CHAIN
+    how, chain = jnp.maximum(how, how.T), chain | chain.T
+    charged = jnp.any(guilty, 0)
+    involved = charged | jnp.any(guilty, 1)
+    calm = jnp.where(involved, 0, record.calm + 1)
+    own = jnp.eye(len(calm), dtype=bool) & charged
+    culprits = jnp.where(involved[:, None], guilty | own, record.culprits)
+    severity = jnp.where(charged, jnp.max(jnp.where(guilty, how, 0), 0), record.charged)
+    # A chain belongs to the later of both cars' contacts with a fault.
+    chained = jnp.max(jnp.where(chain & (calm[:, None] <= calm), how, 0), 1)
+    worst = jnp.maximum(severity, jnp.max(jnp.where(culprits, chained[:, None], 0), 0))
+    new, was, becomes = (jax.nn.one_hot(of, 3, dtype=jnp.int32) for of in (how, severity, worst))
+    faults = record.faults + jnp.sum(guilty[..., None] * new, 0) - was + becomes
+    return Record(calm, culprits, worst, faults)

@@ -18,9 +18,11 @@ from projects.sophy.race_env import (
     OpponentsConfig,
     RaceConfig,
     RaceEnv,
+    braking_need,
     classification,
     opponents,
 )
+from projects.sophy.reference import ReferenceLap
 from projects.sophy.stewards import REASONS
 from projects.sophy.time_trial import TimeTrialConfig
 
@@ -242,7 +244,43 @@ def test_who_drives_into_another_is_judged_once(four):
     step = verdict[0, 0]
     assert REASONS[int(race.verdicts.reason[step, 0, 1])] == "rear end"
     assert int(race.severity[step, 0, 1]) > 0
-    np.testing.assert_array_equal(race.faults[-1].sum(1), [1, 0, 0, 0])
+    np.testing.assert_array_equal(race.record.faults[-1].sum(1), [1, 0, 0, 0])
+
+
+def test_a_rub_is_judged_again_when_it_becomes_a_shove(four):
+    state = four.place([20.0, 300.0, 24.0, 0.0], present=[True, False, True, False], speed=0.5)
+    race, begun = four.env, state.pipeline_state
+    pair = jnp.zeros((4, 4)).at[0, 2].set(1.0)
+
+    def after(before, speed):
+        """The stewards after a step in which the first car changed the other's speed so much."""
+        push = pair[..., None] * jnp.array([speed, 0.0]) * begun.drives.car.mass[0]
+        met = dataclasses.replace(begun.meetings, contact=pair, push=push)
+        track = race.solo.track_of(COPPERBOWL)
+        return race._steward(track, before, begun.drives, met, begun.distance)
+
+    rub = after(begun.stewarding, 0.2)
+    assert int(rub.severity[0, 2]) == 0 and int(rub.verdicts.reason[0, 2]) > 0
+    same = after(rub, 0.2)
+    assert int(same.verdicts.reason[0, 2]) == 0
+    shove = after(same, 4.0)
+    assert int(shove.severity[0, 2]) == 2 and int(shove.verdicts.reason[0, 2]) > 0
+    # One contact, one fault, as severe as it became.
+    assert shove.record.faults[:, 2].sum() == shove.record.faults.sum() == rub.record.faults.sum()
+
+
+def test_braking_is_needed_a_second_before_the_lap_brakes():
+    # 50 m/s to 300 m, then down to 30 m/s within 60 m: (50^2 - 30^2) / 120 = 13.3 m/s^2.
+    s = jnp.arange(0.0, 1000.0, 5.0)
+    speed = jnp.sqrt(jnp.clip(2500.0 - (s - 300.0) * 1600.0 / 60.0, 900.0, 2500.0))
+    lap = ReferenceLap(jnp.float32(1.0), s, speed, s)
+
+    def need(at):
+        return float(braking_need(lap, jnp.float32(1000.0), jnp.float32(at), jnp.float32(50.0)))
+
+    assert need(200.0) == 0.0
+    assert need(270.0) == pytest.approx(13.3, abs=0.3) == need(310.0)
+    assert need(400.0) == 0.0
 
 
 def test_a_car_that_stands_still_is_out(four):

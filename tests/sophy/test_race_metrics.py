@@ -11,12 +11,12 @@ from projects.sophy import track as tracks
 from projects.sophy.race_env import RaceConfig, RaceEnv, race_of
 from projects.sophy.race_metrics import (
     NUM_BINS,
-    REAR_END,
     Tally,
     count,
     no_tally,
     rear_end_speed,
 )
+from projects.sophy.stewards import REAR_END
 from projects.sophy.time_trial import TimeTrialConfig
 
 
@@ -102,6 +102,14 @@ def test_contacts_by_severity_and_rear_ends_by_speed(scene):
     tally = counted(scene, [hit])
     assert tally.contacts.tolist() == [[0, 0, 1], [0, 0, 1], [0, 0, 0]]
     assert tally.rear_ends[0].sum() == 0 and tally.rear_ends[1, 4] == 1
+    # It goes on, at first no worse, then it was light before: one contact all the same.
+    light = dataclasses.replace(
+        hit,
+        stewarding=dataclasses.replace(
+            judged, severity=0 * judged.severity, apart=0 * judged.apart
+        ),
+    )
+    assert counted(scene, [hit], light).contacts.tolist() == [[-1, 0, 1], [-1, 0, 1], [0, 0, 0]]
     # Faster than 4 m/s, not than 5.
     assert rear_end_speed(jnp.asarray(tally.rear_ends)).tolist() == [0.0, 5.0, 0.0]
 

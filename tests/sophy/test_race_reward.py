@@ -112,20 +112,25 @@ def test_an_absent_car_has_no_part_in_it(calm):
 
 def test_who_is_at_fault_was_unsporting(calm):
     env, race = calm
-    verdicts = race.stewarding.verdicts._replace(
-        second=race.stewarding.verdicts.second.at[0, 2].set(True)
-    )
-    judged = dataclasses.replace(
-        race, stewarding=dataclasses.replace(race.stewarding, verdicts=verdicts)
-    )
-    found = terms(env, race, judged)
+
+    def charged(*faults):
+        """By severity, of the last car."""
+        record = race.stewarding.record
+        record = record._replace(faults=record.faults.at[2].set(jnp.array(faults)))
+        stewarding = dataclasses.replace(race.stewarding, record=record)
+        return dataclasses.replace(race, stewarding=stewarding)
+
+    found = terms(env, race, charged(1, 0, 0))
     np.testing.assert_array_equal(found["unsporting"], [0.0, 0.0, -1.0])
     assert not found["hard_fault"].any()  # it was light
-    heavy = judged.stewarding.severity.at[0, 2].set(2)
-    hard = dataclasses.replace(
-        judged, stewarding=dataclasses.replace(judged.stewarding, severity=heavy)
-    )
-    np.testing.assert_array_equal(terms(env, race, hard)["hard_fault"], [0.0, 0.0, -1.0])
+    found = terms(env, race, charged(0, 0, 1))
+    np.testing.assert_array_equal(found["unsporting"], [0.0, 0.0, -1.0])
+    np.testing.assert_array_equal(found["hard_fault"], [0.0, 0.0, -1.0])
+    # A light fault that becomes a hard one is no second fault; from medium to heavy costs nothing.
+    found = terms(env, charged(1, 0, 0), charged(0, 1, 0))
+    assert not found["unsporting"].any()
+    np.testing.assert_array_equal(found["hard_fault"], [0.0, 0.0, -1.0])
+    assert not terms(env, charged(0, 1, 0), charged(0, 0, 1))["hard_fault"].any()
 
 
 def test_quick_reversals_of_the_steering_cost(calm):

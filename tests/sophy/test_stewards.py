@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 
 from projects.sophy import stewards
-from projects.sophy.stewards import MEMORY, REASONS, Bodies, Trace, judge, severity
+from projects.sophy.stewards import (
+    CHAIN,
+    MEMORY,
+    REAR_END,
+    REASONS,
+    Bodies,
+    Trace,
+    Verdicts,
+    charge,
+    clean_record,
+    judge,
+    severity,
+)
 
 LENGTH, WIDTH = 4.4, 2.0
 CLOCK = 0.1 * np.arange(1 - MEMORY, 1)  # [s], the contact at 0
@@ -25,6 +37,7 @@ class Past:
     braking: float = 0.0  # in the last half second [m/s^2]
     off: tuple[float, float] | None = None  # times between which it was off course [s]
     slowed: float = 0.0  # how much faster it was two seconds before [m/s]
+    angle: float = 0.0  # from the course's direction to its heading, left positive [rad]
 
     def trace(self) -> list[np.ndarray]:
         last = np.clip(CLOCK + 1.0, 0.0, None)
@@ -35,7 +48,9 @@ class Past:
         if self.off:
             off = ((CLOCK >= self.off[0] - 1e-6) & (CLOCK <= self.off[1] + 1e-6)).astype(float)
         across = self.across * (last > 0.0)
-        return [s, self.offset + self.across * (last - 1.0), speed, across, braking, off]
+        offset = self.offset + self.across * (last - 1.0)
+        axis = np.full(MEMORY, np.sin(self.angle)), np.full(MEMORY, np.cos(self.angle))
+        return [s, offset, speed, across, braking, off, *axis]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +152,30 @@ CASES = [
         Past(NOSE_TO_TAIL, offset=-1.0, speed=45),
         Past(),
         (0.8, 0.6),
+        "first",
+        "rear",
+    ),
+    Case(
+        "a bump along the course by a car that slides across it is none into a tail",
+        Past(NOSE_TO_TAIL, offset=0.5, speed=45, angle=1.2, across=1.0),
+        Past(speed=40, angle=1.2),
+        AHEAD,
+        "nobody",
+        "straight",
+    ),
+    Case(
+        "hits the side of a car that has turned",
+        Past(NOSE_TO_TAIL, speed=45),
+        Past(offset=0.5, speed=40, angle=1.2, across=-1.0),
+        AHEAD,
+        "second",
+        "straight",
+    ),
+    Case(
+        "a rear end of two cars that are both turned like the road's edge",
+        Past(NOSE_TO_TAIL, speed=45, angle=0.9),
+        Past(angle=0.9),
+        (0.6, 0.8),
         "first",
         "rear",
     ),
@@ -368,7 +407,7 @@ def verdict(case: Case, swapped: bool, mirrored: bool, laps: int = 0) -> tuple[s
     trace = [np.stack(columns, 1) for columns in zip(*pasts, strict=True)]
     trace[0][:, 1] += 3000.0 * laps
     if mirrored:
-        trace[1], trace[3] = -trace[1], -trace[3]
+        trace[1], trace[3], trace[6] = -trace[1], -trace[3], -trace[6]
         normal, curvature = normal * [1.0, -1.0], -curvature
     upper = np.triu(np.ones((2, 2), bool), 1)
     result = judged(
@@ -428,3 +467,60 @@ def test_severity_is_that_of_the_lighter_car():
     assert int(severity(jnp.float32(1000.0), jnp.float32(1000.0), jnp.float32(2500.0))) == 1
     assert int(severity(jnp.float32(1000.0), jnp.float32(2500.0), jnp.float32(2500.0))) == 0
     assert int(severity(jnp.float32(9000.0), jnp.float32(1000.0), jnp.float32(2500.0))) == 2
+
+
+def test_who_is_pushed_into_a_third_car_in_the_same_step_is_not_charged():
+    # Nose to tail: the last drives into the second, and that one into the first.
+    pasts = [Past(speed=30), Past(NOSE_TO_TAIL, speed=35), Past(2 * NOSE_TO_TAIL, speed=45)]
+    trace = [
+        np.stack(columns, 1) for columns in zip(*(past.trace() for past in pasts), strict=True)
+    ]
+    touch = np.zeros((3, 3), bool)
+    touch[0, 1] = touch[1, 2] = True
+    result = judge(
+        Trace(*(jnp.asarray(leaf, jnp.float32) for leaf in trace)),
+        Bodies(*(jnp.full(3, value) for value in (LENGTH, WIDTH, 1.25, 2.2))),
+        jnp.asarray(touch),
+        jnp.asarray(np.where(touch[..., None], (-1.0, 0.0), 0.0), jnp.float32),
+        jnp.zeros(3),
+        jnp.zeros(3),
+        jnp.zeros((3, 3), bool),
+        jnp.float32(3000.0),
+    )
+    assert not bool(result.first.any())
+    assert np.argwhere(np.asarray(result.second)).tolist() == [[1, 2]]
+    assert int(result.reason[1, 2]) == REAR_END and int(result.reason[0, 1]) == CHAIN
+    # His is the worse of both contacts.
+    record = charge(clean_record(3), result, jnp.zeros((3, 3), jnp.int32).at[0, 1].set(2))
+    np.testing.assert_array_equal(record.faults, [[0, 0, 0], [0, 0, 0], [0, 0, 1]])
+
+
+def one_verdict(first, second, reason, faulted=(False, False)):
+    """On a contact of two of three cars."""
+    no = jnp.zeros((3, 3), bool)
+    at = first, second
+    return Verdicts(
+        no.at[at].set(faulted[0]),
+        no.at[at].set(faulted[1]),
+        jnp.zeros((3, 3), jnp.int32).at[at].set(reason),
+    )
+
+
+def how(first, second, level):
+    return jnp.zeros((3, 3), jnp.int32).at[first, second].set(level)
+
+
+def test_a_chain_makes_the_fault_it_follows_from_more_severe_and_adds_none():
+    # The first touches the second lightly, then rams it; the second is pushed into the third.
+    record = charge(clean_record(3), one_verdict(0, 1, REAR_END, (True, False)), how(0, 1, 0))
+    np.testing.assert_array_equal(record.faults, [[1, 0, 0], [0, 0, 0], [0, 0, 0]])
+    assert record.calm.tolist()[:2] == [0, 0] and int(record.calm[2]) > MEMORY
+    record = charge(record, one_verdict(0, 1, CHAIN), how(0, 1, 1))
+    np.testing.assert_array_equal(record.faults, [[0, 1, 0], [0, 0, 0], [0, 0, 0]])
+    record = charge(record, one_verdict(1, 2, CHAIN), how(1, 2, 2))
+    np.testing.assert_array_equal(record.faults, [[0, 0, 1], [0, 0, 0], [0, 0, 0]])
+    # A lighter one changes nothing; a later one on its own is a fault of its own.
+    record = charge(record, one_verdict(1, 2, CHAIN), how(1, 2, 1))
+    np.testing.assert_array_equal(record.faults, [[0, 0, 1], [0, 0, 0], [0, 0, 0]])
+    record = charge(record, one_verdict(0, 2, REAR_END, (True, True)), how(0, 2, 1))
+    np.testing.assert_array_equal(record.faults, [[0, 1, 1], [0, 0, 0], [0, 1, 0]])
