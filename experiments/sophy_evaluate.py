@@ -140,6 +140,11 @@ def main(config: Evaluate) -> int:
                 f"{result['ratio_to_limit']:.4f} of the minimum lap time "
                 f"{show_time(evaluation.limit.lap_time)}"
             )
+        else:
+            print(
+                f"no limit is known for {result['car']} on {result['circuit']}: "
+                "projects.sophy.limit --table=FILE computes it, --limits=FILE reads it"
+            )
     return status
 
 
