@@ -8,8 +8,8 @@ stand in turn (who stands first is drawn, and the teams change places in every o
 championship); points are 10-8-6-5-4-3-2-1, and the last race counts double. A contact of medium or
 heavy severity that the stewards blame a car for costs it `penalty` seconds at the flag.
 
-`--format=weekend` holds race weekends instead: practice, qualifying, a sprint and an endurance race
-with stops for tyres and fuel (`experiments/sophy_weekend.py`).
+`--format=weekend` holds race weekends instead: practice, qualifying, a sprint and an endurance
+race, both with stops for tyres and fuel (`experiments/sophy_weekend.py`).
 
 Published: Sophy 104, humans 52 (21 October 2021). All races are driven in one program; the numbers
 are means over championships, or weekends, with 95 % intervals (Student).
@@ -44,6 +44,7 @@ from experiments.sophy_teams import (
     limits_of,
     manners,
     mean_of,
+    news_for,
     race_config_of,
     share_cars,
     show_intervals,
@@ -59,6 +60,7 @@ from experiments.sophy_weekend import (
 from projects.sophy.race_env import RaceConfig, RaceEnv, race_of
 from projects.sophy.race_replay import show_race
 from projects.sophy.results import Results, drive_races, points_of, row_of
+from projects.sophy.stewards import RULES
 
 LAPS = (4, 6, 7)
 WORTH = (1, 1, 2)  # of a race's points
@@ -136,12 +138,12 @@ def summary(env: RaceEnv, results: Results, teams: tuple[str, str]) -> dict[str,
     """Per team: points, wins, and what happened per car and lap."""
     points, told = points_in(results), jax.tree.map(np.asarray, results)
     limits = limits_of(env)
+    laps = np.where(told.tally.fastest_lap > 0.0, told.tally.fastest_lap, np.inf)  # [C, 3, M]
+    shares = laps / limits[np.arange(len(LAPS)) % len(limits)]
     rows = {}
     for name, slots in (("team_a", OF_FIRST), ("team_b", ~OF_FIRST)):
         total, others = points[..., slots].sum((1, 2)), points[..., ~slots].sum((1, 2))
-        best = told.tally.fastest_lap[..., slots]
-        best = np.where(best > 0.0, best, np.inf).min((0, 2))
-        over = [lap / limits[k % len(limits)] for k, lap in enumerate(best)]
+        best, over = (values[..., slots].min((0, 2)) for values in (laps, shares))
         rows[name] = {
             "who": teams[0] if name == "team_a" else teams[1],
             "points": mean_of(total),
@@ -281,7 +283,8 @@ def main(config: Championship) -> int:
         env, hold = RaceEnv(of_three_races(race, config.circuits)), hold_championships
     share_cars(env)
     event, circuits = config.format, ", ".join(env.solo.circuits)
-    sys.stderr.write(f"{config.races} {event}s on {circuits}\n")
+    lines = [f"{config.races} {event}s on {circuits}", *news_for(teams, env)]
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
     held = hold(config, env, teams)
     with (out / "races.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in held.rows)
@@ -308,7 +311,8 @@ def main(config: Championship) -> int:
         is_run=False,
     )
     if config.json:
-        print(json.dumps(encode_json({**held.told, "seconds": round(time.monotonic() - began, 1)})))
+        told = {"rules": RULES, **held.told, "seconds": round(time.monotonic() - began, 1)}
+        print(json.dumps(encode_json(told)))
         return 0
     for row in held.told.values():
         print(row["who"])

@@ -20,10 +20,11 @@ import numpy as np
 
 from core_rl import flags
 from core_rl.env import State
-from experiments.sophy_teams import check_team, race_config_of, racer
+from experiments.sophy_teams import TEAM, check_team, news_for, race_config_of, racer
 from projects.sophy.driving import CONTROL_STEP
 from projects.sophy.league import LeagueConfig, LeagueRace
-from projects.sophy.race_env import RaceEnv, race_of
+from projects.sophy.race_env import MOST_CARS, RaceEnv, race_of
+from projects.sophy.stewards import RULES
 
 EXAM_SEED = 9_500_000  # settings; training and selection never see them
 SECONDS = 30.0
@@ -58,6 +59,7 @@ class Exams:
     circuits: str = ""  # empty: as the policy was trained
     only: tuple[str, ...] = ()  # which exams; none: all
     settings: int = 64  # of each
+    num_cars: int = 2 * TEAM  # that fit into the largest fields, of grid and pack
     json: bool = False  # print one JSON object
 
     def __post_init__(self):
@@ -66,6 +68,10 @@ class Exams:
         for name in self.only:
             if name not in EXAMS:
                 raise ValueError(f"only: no exam {name!r}; allowed are {', '.join(EXAMS)}")
+        if len(set(self.only)) < len(self.only):
+            raise ValueError(f"only: each exam at most once, got {','.join(self.only)}")
+        if not 2 <= self.num_cars <= MOST_CARS:
+            raise ValueError(f"num_cars must be 2 to {MOST_CARS}, got {self.num_cars}")
 
 
 class Sat(NamedTuple):
@@ -139,6 +145,7 @@ def judge_exam(exam: Exam, sat: Sat) -> dict[str, Any]:
     )
     share = float(np.mean(passed))
     return {
+        "rules": RULES,
         "passed": share >= exam.pass_mark,
         "share": share,
         "pass_mark": exam.pass_mark,
@@ -148,7 +155,9 @@ def judge_exam(exam: Exam, sat: Sat) -> dict[str, Any]:
 
 def main(config: Exams) -> int:
     check_team("policy", config.policy)
-    env = RaceEnv(dataclasses.replace(race_config_of((config.policy,), config.circuits), laps=0))
+    race = race_config_of((config.policy,), config.circuits)
+    env = RaceEnv(dataclasses.replace(race, num_cars=config.num_cars, laps=0))
+    sys.stderr.write("".join(f"{line}\n" for line in news_for((config.policy,), env)))
     names = config.only or tuple(EXAMS)
     # The driver's own slot is the league's learner; nobody else is.
     every = tuple((name, 1.0) for name in names)

@@ -10,6 +10,7 @@ of the first race and its replay.
 
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from experiments.sophy_teams import (
     START_SEED,
     check_team,
     mean_of,
+    news_for,
     race_config_of,
     racer,
     show_intervals,
@@ -34,6 +36,7 @@ from projects.sophy.drivers import level_of, scripted_actions
 from projects.sophy.race_env import MOST_CARS, RaceEnv, race_of
 from projects.sophy.race_replay import show_race
 from projects.sophy.results import Results, drive_races, row_of
+from projects.sophy.stewards import RULES
 
 PODIUM = 3  # places
 LONGEST = 3000.0  # that the replayed race may last [s]
@@ -106,6 +109,7 @@ def main(config: Grid) -> int:
     out.mkdir(parents=True, exist_ok=True)
     race = race_config_of((config.policy,), config.circuits)
     env = RaceEnv(dataclasses.replace(race, num_cars=config.cars, laps=config.laps))
+    sys.stderr.write("".join(f"{line}\n" for line in news_for((config.policy,), env)))
     act, began = drivers_of(config.policy, env), time.monotonic()
     keys = jax.random.split(jax.random.key(START_SEED + config.seed), config.races)
     numbers = jnp.arange(config.races)
@@ -123,7 +127,7 @@ def main(config: Grid) -> int:
     show_race(env, act, begun, names, LONGEST, title, out)
     told, seconds = summary(results), time.monotonic() - began
     if config.json:
-        print(json.dumps({**told, "seconds": round(seconds, 1)}))
+        print(json.dumps({"rules": RULES, **told, "seconds": round(seconds, 1)}))
         return 0
     print(f"{config.policy}, places {', '.join(map(str, told['places']))}")
     print(show_intervals(told))

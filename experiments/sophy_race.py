@@ -10,8 +10,8 @@ the learner himself, scripted drivers of all levels, policies frozen before. All
 learner drives learn. Actions are relative to the racing line (`env.solo.steering=line`), and held
 for three decisions while learning, as in the garage.
 
-A fault costs what the reward says (`env.reward`); `any_collision`, `rear_end` and `unsporting` at 0
-are the driver without etiquette.
+A fault costs what the reward says (`env.reward`, or published weights by their name: `preset`);
+`any_collision`, `rear_end` and `unsporting` at 0 are the driver without etiquette.
 
 The score is of races that are the same each time, half of the cars driven by the policy and half
 by scripted experts: the pace of the policy's cars as a share of the reference's, less 0.01 per step
@@ -54,7 +54,7 @@ from projects.sophy.league import LeagueConfig, LeagueRace, load_racer
 from projects.sophy.observation import ObservationConfig
 from projects.sophy.race_env import RaceConfig, RaceEnv, race_of, starting
 from projects.sophy.race_replay import show_race
-from projects.sophy.race_reward import RaceRewardConfig
+from projects.sophy.race_reward import PRESETS, RaceRewardConfig
 
 EVALUATION_RACES, EVALUATION_STEPS = 16, 600
 SHOWN_SECONDS = 240.0  # of the race in the report
@@ -94,6 +94,7 @@ class SophyRace:
         replay_capacity=500_000,
         tables=LeagueConfig().scenarios,
     )
+    preset: str = ""  # published weights instead of env.reward: maggiore, seaside, sarthe, lee_2025
     hold: int = 3  # control steps that an action is held for while learning; driving, each decides
     run: RunConfig = RunConfig(minutes=55.0, evaluate_every=20, checkpoint_every=50)
     seed: int = 0  # root of all random numbers
@@ -102,6 +103,8 @@ class SophyRace:
 
     def __post_init__(self):
         check_seeds(self)
+        if self.preset and self.preset not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
         if self.hold < 1:
             raise ValueError(f"hold must be at least 1, got {self.hold}")
 
@@ -172,6 +175,13 @@ def make_evaluation(env: RaceEnv, agent: Agent) -> Callable[[Any], Metrics]:
 
 def make_experiment(config: SophyRace) -> tuple[Experiment, RaceEnv]:
     """Raises UserError for circuits, cars or opponents that do not exist or do not fit."""
+    if config.preset:
+        if config.env.reward != CONFIG.env.reward:
+            raise UserError(
+                f"--preset={config.preset} and --env.reward are both weights: name one of them"
+            )
+        weights = PRESETS[config.preset]
+        config = dataclasses.replace(config, env=dataclasses.replace(config.env, reward=weights))
     shares = sum(share for _, share in config.train.tables)
     if abs(shares - 1.0) > 1e-6:
         # The rest of a batch would be of empty slots and of what others drove, too.

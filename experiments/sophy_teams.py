@@ -17,6 +17,7 @@ from core_rl.policy import load_policy
 from experiments import sophy_race
 from experiments.ablation import interval
 from projects.sophy.drivers import LEVELS, level_of, scripted_actions
+from projects.sophy.field import CIRCUIT_WORDS, listed
 from projects.sophy.league import directory_and_share, load_racer
 from projects.sophy.limits import find_limit
 from projects.sophy.race_env import RaceConfig, RaceEnv, race_of
@@ -42,7 +43,8 @@ def check_team(flag: str, team: str) -> None:
 
 
 def race_config_of(teams: tuple[str, ...], circuits: str) -> RaceConfig:
-    """The race that a policy among the teams was trained for, with two teams from a grid."""
+    """The race that a policy among the teams was trained for, with two teams from a grid; contact,
+    wakes, walls and marshals are there, whatever it was trained with."""
     config = sophy_race.CONFIG.env
     for team in teams:
         if not team.startswith("scripted:"):
@@ -53,7 +55,34 @@ def race_config_of(teams: tuple[str, ...], circuits: str) -> RaceConfig:
                 config = flags.from_dict(RaceConfig, extra["race"], base=config)
                 break
     solo = dataclasses.replace(config.solo, **({"circuit": circuits} if circuits else {}))
-    return dataclasses.replace(config, solo=solo, num_cars=2 * TEAM, field=(), start="grid")
+    return dataclasses.replace(
+        config,
+        solo=solo,
+        num_cars=2 * TEAM,
+        field=(),
+        start="grid",
+        contact=True,
+        slipstream=True,
+        walls=True,
+        marshals=sophy_race.CONFIG.env.marshals,
+    )
+
+
+def news_for(teams: tuple[str, ...], env: RaceEnv) -> list[str]:
+    """A line for each policy of the teams that has not seen all circuits or such large fields."""
+    lines = []
+    for team in dict.fromkeys(teams):
+        if team.startswith("scripted:"):
+            continue
+        extra = load_policy(directory_and_share(team)[0]).manifest["extra"]
+        race = extra.get("race", {})
+        seen = listed(race.get("solo", extra.get("env", {}))["circuit"], CIRCUIT_WORDS)
+        new = [name for name in env.solo.circuits if name not in seen]
+        if new:
+            lines.append(f"policy {team}: it has never seen {', '.join(new)}")
+        if (most := race.get("num_cars", 1)) < env.num_agents:
+            lines.append(f"policy {team}: it knows fields of {most}, not of {env.num_agents} cars")
+    return lines
 
 
 def racer(team: str, env: RaceEnv) -> Callable[[State], Array]:
@@ -82,14 +111,17 @@ def share_cars(env: RaceEnv) -> None:
 
 
 def limits_of(env: RaceEnv) -> np.ndarray:
-    """The minimum lap times [T] of the first slot's car on the circuits, nan where there is none
-    in the committed table [s]."""
-    car = jax.tree.map(lambda leaf: leaf[int(env.car_index[0])], env.solo.cars)
-    rows = [
-        find_limit(car, jax.tree.map(lambda leaf, at=at: leaf[at], env.solo.tracks))
-        for at in range(len(env.solo.circuits))
-    ]
-    return np.array([np.nan if row is None else row.lap_time for row in rows])
+    """The minimum lap times [T, M] of the slots' cars on the circuits, nan where there is none in
+    the committed table [s]."""
+
+    def limit(circuit: int, entrant: int) -> float:
+        car = jax.tree.map(lambda leaf: leaf[entrant], env.solo.cars)
+        row = find_limit(car, jax.tree.map(lambda leaf: leaf[circuit], env.solo.tracks))
+        return np.nan if row is None else row.lap_time
+
+    own, slots = np.unique(np.asarray(env.car_index), return_inverse=True)
+    circuits = range(len(env.solo.circuits))
+    return np.array([[limit(at, entrant) for entrant in own.tolist()] for at in circuits])[:, slots]
 
 
 def manners(results: Results, slots: np.ndarray) -> dict[str, Any]:
@@ -105,8 +137,13 @@ def manners(results: Results, slots: np.ndarray) -> dict[str, Any]:
     contacts, faults = total(tally.contacts), total(results.faults)
     overtakes = total(tally.overtakes)
     hits = tally.rear_ends[:, :, slots].sum((1, 2))
-    in_traffic = total(tally.traffic_pace) / np.maximum(total(tally.traffic_steps), 1.0)
-    alone = total(tally.free_pace) / np.maximum(total(tally.free_steps), 1.0)
+
+    def ratio(values: np.ndarray, of: np.ndarray) -> np.ndarray:
+        """nan in events without any."""
+        return np.divide(values, of, out=np.full(len(of), np.nan), where=of > 0.0)
+
+    in_traffic = ratio(total(tally.traffic_pace), total(tally.traffic_steps))
+    alone = ratio(total(tally.free_pace), total(tally.free_steps))
     per_lap = {
         "overtakes": overtakes,
         "overtaken": total(tally.overtaken),
@@ -125,8 +162,8 @@ def manners(results: Results, slots: np.ndarray) -> dict[str, Any]:
     return {
         **{f"{name}_per_car_and_lap": mean_of(value / laps) for name, value in per_lap.items()},
         # Of contacts that he was in, those he was blamed for.
-        "share_at_fault": mean_of(faults / np.maximum(contacts, 1.0)),
-        "contacts_per_hundred_overtakes": mean_of(100.0 * contacts / np.maximum(overtakes, 1.0)),
+        "share_at_fault": mean_of(ratio(faults, contacts)),
+        "contacts_per_hundred_overtakes": mean_of(ratio(100.0 * contacts, overtakes)),
         "rear_end_speed": mean_of(rear_end_speed(hits)),  # 95th percentile [m/s]
         "pace_in_traffic": mean_of(in_traffic),  # share of the reference's
         "pace_alone": mean_of(alone),
@@ -134,10 +171,12 @@ def manners(results: Results, slots: np.ndarray) -> dict[str, Any]:
 
 
 def mean_of(values: ArrayLike) -> dict[str, float | None]:
-    """The mean of a number per championship [C] and its 95 % interval, None with one only."""
+    """The mean of a number per championship [C] and its 95 % interval, None with one only; where
+    it is nan there was nothing to count."""
     numbers = np.asarray(values, float)
+    numbers = numbers[~np.isnan(numbers)]
     low, high = interval(numbers) if len(numbers) > 1 else (None, None)
-    return {"mean": float(numbers.mean()), "low": low, "high": high}
+    return {"mean": float(numbers.mean()) if len(numbers) else np.nan, "low": low, "high": high}
 
 
 def show_intervals(row: dict[str, Any]) -> str:

@@ -1,11 +1,11 @@
 """A race weekend of two teams: `sophy_championship --format=weekend`.
 
-Practice, qualifying, a sprint and an endurance race with stops for tyres and fuel. In practice and
-qualifying every car is alone on the circuit. Practice tells what a lap costs in fuel and tyres,
-and so how much fuel a car sets off with; the best lap in qualifying gives the place on the
-sprint's grid, the sprint's result that of the endurance race. Points are the championship's, and
-the endurance race counts double. Tyres wear and fuel burns `wear` and `fuel_use` times as fast as
-in the car, so that short races have stops.
+Practice, qualifying, a sprint and an endurance race, both with stops for tyres and fuel. In
+practice and qualifying every car is alone on the circuit. Practice tells what a lap costs in fuel
+and tyres, and so how much fuel a car sets off with; the best lap in qualifying gives the place on
+the sprint's grid, the sprint's result that of the endurance race. Points are the championship's,
+and the endurance race counts double. Tyres wear and fuel burns `wear` and `fuel_use` times as fast
+as in the car, so that short races have stops.
 """
 
 import copy
@@ -45,7 +45,7 @@ class WeekendConfig:
     wear: float = 6.0  # times the tyres' own, 0: none
     tank: float = 30.0  # fuel that a car can carry, 0: no fuel at all [kg]
     fuel_use: float = 3.0  # times the engine's own
-    pits: PitConfig = PitConfig(stops=True)  # of the endurance race
+    pits: PitConfig = PitConfig(stops=True)  # of both races
 
     def __post_init__(self):
         if self.practice < 2 or self.qualifying < 2:

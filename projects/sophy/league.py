@@ -21,6 +21,7 @@ from core_rl.errors import UserError
 from core_rl.policy import Policy, load_policy
 from core_rl.types import Obs
 from projects.sophy.drivers import LEAST_SKILL, MOST_SKILL, level_of, scripted_actions
+from projects.sophy.field import CAR_WORDS, listed
 from projects.sophy.path_following import slowed
 from projects.sophy.race_env import RaceEnv, race_of
 from projects.sophy.scenarios import SCENARIOS, draw_setting, origins, table
@@ -82,6 +83,11 @@ class LeagueRace(Wrapper):
         if env.config.laps:
             # Who reaches the flag earns nothing more: a learner would wait before it.
             raise UserError(f"--env.laps={env.config.laps}: a league races without end, laps=0")
+        if env.config.start != "grid" or env.config.field:
+            raise UserError(
+                "--env.start and --env.field: what episodes of a league begin with is drawn, see "
+                "--league.scenarios"
+            )
         if env.config.pits.stops:
             raise UserError("--env.pits.stops: a league races without stops")
         super().__init__(env)
@@ -196,6 +202,12 @@ def check_racer(policy: Policy, name: str, env: RaceEnv) -> None:
         raise UserError(
             f"policy {name}: its actions are steering={steering}, the race's are "
             f"steering={env.solo.config.steering}"
+        )
+    known, here = (listed(spec, CAR_WORDS) for spec in (trained["car"], env.solo.config.car))
+    if not set(here) <= set(known):
+        raise UserError(
+            f"policy {name}: it was trained in {trained['car']}, the race's cars are "
+            f"{env.solo.config.car}"
         )
     ours = flags.to_dict(env.config)
     compared = [["solo", "line"], ["solo", "observation"]]

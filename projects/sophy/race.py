@@ -11,6 +11,7 @@ car; the numbers are estimates. It changes slowly and is computed once per contr
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -51,10 +52,11 @@ class Meetings:
 
 
 class Interaction(NamedTuple):
-    """Which ways cars act on each other."""
+    """Which ways cars act on each other, and walls on them."""
 
     contact: bool = True
     slipstream: bool = True
+    walls: bool = True
 
 
 def no_meetings(num_cars: int) -> Meetings:
@@ -133,7 +135,7 @@ def drive_together(
     cars = in_wake(track, previous, present) if interaction.slipstream else previous.car
     may_meet = present & present[:, None] & (jnp.abs(gaps(track, previous.s)) < NEAR)
     pairs = nearest_pairs(previous.motion.position, may_meet)
-    move = jax.vmap(advance, (None, 0, 0, 0, None))
+    move = jax.vmap(partial(advance, walls=interaction.walls), (None, 0, 0, 0, None))
 
     def meet_and_move(underway: Underway, met: Array, command: Command) -> tuple[Underway, Array]:
         if interaction.contact:

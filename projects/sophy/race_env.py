@@ -3,7 +3,7 @@ per car.
 
 A slot of the field may be empty: `present` says which hold a car, so fields of any size up to
 `RaceConfig.num_cars` are one compilation. Cars set off from a standing grid, rolling in pairs, or
-in a loose pack anywhere on the circuit; contact and slipstream are switches, wear, fuel and
+in a loose pack anywhere on the circuit; contact, walls and slipstream are switches, wear, fuel and
 aids are the time trial's. A car that stands still, turned round or against a wall, is set back on
 the road by marshals after some seconds, since there is no reverse gear. The race is over for a car
 when it has crossed the line after its last lap, or has stood still for `RETIRES` seconds; it then
@@ -103,6 +103,7 @@ class RaceConfig:
     start: Literal["grid", "rolling", "pack"] = "grid"  # how cars set off
     laps: int = 3  # length of the race; 0: without end
     contact: bool = True  # whether cars touch
+    walls: bool = True  # whether walls stop them
     slipstream: bool = True  # whether wakes take drag and downforce
     marshals: float = 5.0  # set a car back on the road that has stood still so long, 0: never [s]
     pits: PitConfig = PitConfig()
@@ -116,6 +117,10 @@ class RaceConfig:
             raise ValueError(f"field must hold sizes of 1 to {self.num_cars}, got {self.field}")
         if self.start not in ("grid", "rolling", "pack"):
             raise ValueError(f"start must be grid, rolling or pack, got {self.start!r}")
+        if self.start == "pack" and self.laps:
+            raise ValueError(
+                f"laps must be 0 with start=pack, whose cars have different ways, got {self.laps}"
+            )
         if not self.marshals >= 0:
             raise ValueError(f"marshals must not be negative, got {self.marshals}")
         if self.laps < 0:
@@ -354,7 +359,7 @@ class RaceEnv(Env):
             lambda drives: jax.vmap(self.solo.command)(drives, action),
             config.solo.substeps,
             config.solo.corrections,
-            Interaction(config.contact, config.slipstream),
+            Interaction(config.contact, config.slipstream, config.walls),
         )
         # Who left the race burns no fuel and wears no tyres while others drive on.
         drives = where(previous.present, drives, previous.drives)

@@ -1,10 +1,11 @@
 """What is counted while a race is driven: passes, contacts, manners, and pace with and without
 others near.
 
-A *corner cut* is a stretch off course in which the car gained on its reference lap. A *defensive
-move* is a change of the side to which a car goes on a straight, with another one close behind; the
-first on a straight is allowed and not counted. A car has *forced off* another one that leaves the
-course within a second of having been alongside with less room than its own width.
+An *overtake* counts when the car is half a length clear. A *corner cut* is a stretch off course in
+which the car gained on its reference lap. A *defensive move* is a change of the side to which a car
+goes on a straight, with another one close behind; the first on a straight is allowed and not
+counted. A car has *forced off* another one that leaves the course within a second of having been
+alongside with less room than its own width.
 """
 
 from typing import NamedTuple
@@ -33,7 +34,7 @@ class Tally(NamedTuple):
 
     laps: Array  # int32, completed
     fastest_lap: Array  # flying, 0 where there was none [s]
-    overtakes: Array  # int32, times that an opponent was ahead and then behind, on the road
+    overtakes: Array  # int32, times that an opponent was clearly ahead and then behind, on the road
     overtaken: Array  # int32, the same of the opponents
     contacts: Array  # [M, 3] int32, by the highest severity: light, medium, heavy
     rear_ends: Array  # [M, NUM_BINS] int32, into others' tails with blame, by closing speed
@@ -52,6 +53,7 @@ class Tally(NamedTuple):
 class Memory(NamedTuple):
     """What the counting has to remember."""
 
+    ahead: Array  # [M, M] bool, whether the second was ahead of the first when last one clearly was
     gained: Array  # [M] on the reference in the present stretch off course [s]
     squeezed: Array  # [M, M] int32, control steps since the first left the second too little room
     side: Array  # [M] int32 of the last move on this straight: 1 left, -1 right, 0 none
@@ -70,7 +72,8 @@ def no_tally(num_cars: int) -> tuple[Tally, Memory]:
         free_pace=zero,
     )
     squeezed = jnp.full((num_cars, num_cars), NEVER, jnp.int32)
-    return tally, Memory(zero, squeezed, none, none)
+    ahead = jnp.zeros((num_cars, num_cars), bool)
+    return tally, Memory(ahead, zero, squeezed, none, none)
 
 
 def count(
@@ -82,8 +85,11 @@ def count(
     old, new = before.drives, after.drives
     others = opponents_of(on_road)
 
-    behind = before.distance[None] > before.distance[:, None]
-    passed = others & behind & (after.distance[None] < after.distance[:, None])
+    # Side by side, who is an inch ahead may change at every step.
+    clear = 0.25 * (old.car.length[None] + old.car.length[:, None])
+    lead, lead_now = (race.distance[None] - race.distance[:, None] for race in (before, after))
+    ahead = jnp.where(jnp.abs(lead) > clear, lead > 0.0, memory.ahead)
+    passed = others & ahead & (lead_now < -clear)
     lap_time = jnp.where(takes_part, new.lap_time, 0.0)
     # The first lap began at the line, but from the grid.
     flying = (old.laps_begun >= 2) & (lap_time > 0.0)
@@ -139,7 +145,7 @@ def count(
         free_steps=tally.free_steps + (on_road & ~traffic),
         free_pace=tally.free_pace + jnp.where(traffic, 0.0, own_pace),
     )
-    return tally, Memory(gained, squeezed, side * on_straight, moves * on_straight)
+    return tally, Memory(ahead, gained, squeezed, side * on_straight, moves * on_straight)
 
 
 def _moves(
@@ -178,9 +184,9 @@ def _squeezes(track: tracks.Track, race: RaceState) -> Array:
 
 def rear_end_speed(rear_ends: Array, share: float = 0.95) -> Array:
     """The closing speed [...] [m/s] that so large a share of rear ends [..., NUM_BINS] does not
-    exceed, to a bin; 0 where there are none."""
+    exceed, to a bin; nan where there are none."""
     below = jnp.cumsum(rear_ends, -1)
     total = below[..., -1:]
     enough = below >= share * total
     bins = 1 + jnp.argmax(enough, -1)
-    return jnp.where(total[..., 0] > 0, SPEED_BIN * bins, 0.0)
+    return jnp.where(total[..., 0] > 0, SPEED_BIN * bins, jnp.nan)

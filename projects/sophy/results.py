@@ -6,7 +6,7 @@ stewards blame a car for.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from core_rl.env import State
 from projects.sophy.driving import CONTROL_STEP
 from projects.sophy.race_env import RaceEnv, RaceState, classification, race_of
 from projects.sophy.race_metrics import Memory, Tally, count, no_tally
+from projects.sophy.stewards import RULES
 
 SLOWEST, WAIT = 2.0, 60.0  # a race is broken off after so many reference laps' times and [s]
 POINTS = (10, 8, 6, 5, 4, 3, 2, 1)  # by place (Gran Turismo Sophy's Race Together events, 2021)
@@ -93,11 +94,11 @@ def _conclude(race: RaceState, tally: Tally, penalty: float) -> Results:
     )
 
 
-def row_of(results: Results, at: tuple[int, ...]) -> dict[str, list]:
+def row_of(results: Results, at: tuple[int, ...]) -> dict[str, Any]:
     """One race of many, leaves [..., M], as JSON can hold it."""
     told = {**results._asdict(), **results.tally._asdict()}
     del told["tally"]
-    return {name: value[at].tolist() for name, value in told.items()}
+    return {"rules": RULES, **{name: value[at].tolist() for name, value in told.items()}}
 
 
 def points_of(place: Array) -> Array:

@@ -126,8 +126,13 @@ def draw_setting(env: RaceEnv, scenario: Scenario, places: Array, rng: Array) ->
     # Where it stands off the road, that is as far as the wheels on the other side are.
     there = tracks.at(track, tracks.wrap(track, origin + way[0]))
     half = jnp.where(sign > 0.0, there.width_left, there.width_right)
-    off_road = sign * (1.0 + (HALF_TRACK + scenario.outside) / half)
-    share = jnp.where((slots == 0) & (scenario.outside > 0.0), off_road, share)
+    wall = jnp.where(sign > 0.0, there.wall_left, there.wall_right)
+    beyond = HALF_TRACK + scenario.outside
+    off_road = sign * (1.0 + beyond / half)
+    # Where it would stand in a wall there, the situation begins on the road.
+    body = 0.5 * env.solo.cars.width[env.car_index[0]]
+    is_off = (scenario.outside > 0.0) & (wall - half > beyond + body)
+    share = jnp.where((slots == 0) & is_off, off_road, share)
     return Setting(
         circuit=circuit,
         present=slots < size,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +10,14 @@ import pytest
 
 from core_rl import flags
 from core_rl.errors import UserError
-from experiments import sophy_championship, sophy_exams, sophy_grid, sophy_race
+from experiments import sophy_championship, sophy_exams, sophy_grid, sophy_race, sophy_teams
 from experiments.sophy_championship import LAPS, Championship, of_three_races
 from experiments.sophy_exams import EXAMS, Exam, Exams, Sat, judge_exam
 from experiments.sophy_grid import Grid
-from experiments.sophy_teams import share_cars
+from experiments.sophy_teams import limits_of, mean_of, news_for, race_config_of, share_cars
 from experiments.sophy_weekend import WeekendConfig, run_weekends, tell_weekends, weekend_env
 from projects.sophy.race_env import RaceConfig, RaceEnv, race_of
+from projects.sophy.race_reward import RaceRewardConfig
 from projects.sophy.scenarios import SCENARIOS
 from projects.sophy.time_trial import TimeTrialConfig
 
@@ -150,9 +152,55 @@ def test_an_inconsistent_grid_is_refused(changes, message):
         Grid(**changes)
 
 
-def test_an_exam_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match="no exam 'overtake'; allowed are alone, duel"):
-        Exams(only=("overtake",))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"only": ("overtake",)}, "no exam 'overtake'; allowed are alone, duel"),
+        ({"only": ("duel", "duel")}, "each exam at most once, got duel,duel"),
+        ({"num_cars": 21}, "num_cars must be 2 to 20, got 21"),
+    ],
+)
+def test_exams_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Exams(**changes)
+
+
+def test_published_weights_are_a_flag():
+    env = dataclasses.replace(sophy_race.CONFIG.env, reward=RaceRewardConfig(wall=2.0))
+    both = dataclasses.replace(sophy_race.CONFIG, env=env, preset="sarthe")
+    with pytest.raises(UserError, match="are both weights: name one of them"):
+        sophy_race.make_experiment(both)
+    with pytest.raises(ValueError, match="preset must be one of maggiore, seaside"):
+        dataclasses.replace(sophy_race.CONFIG, preset="monza")
+
+
+def test_measured_races_have_contact_and_wakes_whatever_a_policy_was_trained_with(monkeypatch):
+    race = dataclasses.replace(sophy_race.CONFIG.env, contact=False, slipstream=False, marshals=0.0)
+    manifest = {"extra": {"project": "sophy", "race": flags.to_dict(race)}}
+    policy = SimpleNamespace(manifest=manifest)
+    monkeypatch.setattr(sophy_teams, "load_policy", lambda path: policy)
+    config = race_config_of(("some/policy",), "thimble")
+    assert config.contact and config.slipstream and config.walls and config.marshals == 5.0
+    env = SimpleNamespace(solo=SimpleNamespace(circuits=("thimble", "ribbon")), num_agents=8)
+    assert news_for(("some/policy", "scripted:club"), env) == [
+        "policy some/policy: it has never seen ribbon",
+        "policy some/policy: it knows fields of 4, not of 8 cars",
+    ]
+
+
+def test_events_without_the_number_are_not_zeros_in_its_mean():
+    assert mean_of([np.nan, 2.0, 4.0])["mean"] == 3.0
+    assert np.isnan(mean_of([np.nan])["mean"])
+
+
+def test_limits_are_those_of_every_slot_s_own_car():
+    solo = TimeTrialConfig(circuit="thimble", car="gt3_fr,kart")
+    env = RaceEnv(RaceConfig(solo=solo, num_cars=4))
+    limits = limits_of(env)
+    assert limits.shape == (1, 4)
+    np.testing.assert_array_equal(limits[:, 0], limits[:, 2])
+    np.testing.assert_array_equal(limits[:, 1], limits[:, 3])
+    assert limits[0, 0] != limits[0, 1]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Situations of a race, who drives in them, and what came of races."""
 
+import copy
 import dataclasses
 import json
 
@@ -16,9 +17,11 @@ from projects.sophy.league import (
     LeagueConfig,
     LeagueRace,
     directory_and_share,
+    load_racer,
 )
+from projects.sophy.observation import ObservationConfig
 from projects.sophy.path_following import LineConfig, slowed
-from projects.sophy.race_env import RaceConfig, RaceEnv, race_of
+from projects.sophy.race_env import RaceConfig, RaceEnv, race_of, starting
 from projects.sophy.race_replay import gap_chart, race_page, record_race
 from projects.sophy.results import drive_races, points_of
 from projects.sophy.scenarios import SCENARIOS, draw_setting, origins, table
@@ -210,7 +213,8 @@ def test_a_race_is_replayed_with_its_order_and_what_the_stewards_say(env):
     ]
     assert gaps[0, at] - gaps[1, at] == pytest.approx(times[0] - times[1], abs=0.01)
     # The one contact with blame, on both curves.
-    assert len(axes.lines) - len(curves) == 2 * len(record.events)
+    blamed = [event for event in record.events if " at fault " in event.text]
+    assert len(axes.lines) - len(curves) == 2 * len(blamed)
 
 
 def test_a_policy_is_asked_for_less_of_its_speed_by_its_name(tmp_path):
@@ -261,3 +265,27 @@ def test_policies_of_another_kind_are_refused_in_a_line():
         LeagueRace(line, LeagueConfig(frozen=("projects/sophy/policies/time_trial",)))
     with pytest.raises(UserError, match="garage: it needs the observation 'surface'"):
         LeagueRace(line, LeagueConfig(frozen=("projects/sophy/policies/garage",)))
+    rolling = starting(line, start="rolling")
+    with pytest.raises(UserError, match="what episodes of a league begin with is drawn"):
+        LeagueRace(rolling, LeagueConfig())
+    # Another car than it learnt in: the same observations, other answers.
+    solo = dataclasses.replace(solo, car="kart", observation=ObservationConfig(racing_line=True))
+    kart = RaceEnv(dataclasses.replace(line.config, solo=solo))
+    with pytest.raises(UserError, match="it was trained in gt3_fr, the race's cars are kart"):
+        load_racer("projects/sophy/policies/race", kart)
+
+
+def test_a_car_does_not_rejoin_out_of_a_wall(env):
+    row = jax.tree.map(lambda leaf: leaf[0], table(("rejoin",)))
+    places, keys = origins(env), jax.random.split(jax.random.key(0), 16)
+
+    def drawn(width):
+        """How far aside it stands, in half widths of the road, if it is as wide as this."""
+        other = copy.copy(env)
+        other.solo = copy.copy(env.solo)
+        other.solo.cars = dataclasses.replace(env.solo.cars, width=jnp.full(1, width))
+        draw = jax.vmap(lambda key: draw_setting(other, row, places, key))
+        return np.abs(np.asarray(draw(keys).share[:, 0]))
+
+    assert (drawn(2.0) > 1.0).all()
+    assert (drawn(60.0) < 1.0).all()  # no run-off has room for it

@@ -116,10 +116,12 @@ def test_the_same_race_twice_is_the_same_to_the_bit(bumps, four):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_without_contact_nobody_touches():
-    ghosts = compiled(num_cars=2, contact=False, slipstream=False)
-    states = ghosts.drive(ghosts.place([10.0, 8.0]), jnp.zeros((2, 2, 2)))
+def test_without_contact_and_walls_nobody_touches_anything():
+    ghosts = compiled(num_cars=2, contact=False, slipstream=False, walls=False)
+    states = ghosts.drive(ghosts.place([10.0, 8.0], share=3.0), jnp.zeros((2, 2, 2)))
     assert float(states.metrics["contact_steps"].sum()) == 0.0
+    assert float(states.metrics["wall_contact_steps"].sum()) == 0.0
+    assert float(states.metrics["off_course_steps"].sum()) == 4.0
 
 
 def test_cars_on_two_legs_of_a_figure_of_eight_do_not_meet(four):
@@ -191,7 +193,7 @@ def test_opponents_are_listed_nearest_first_ahead_and_behind(four):
 
 @pytest.mark.parametrize("start", ["grid", "rolling", "pack"])
 def test_starts_stand_apart_and_on_the_road(start, twenty):
-    env = RaceEnv(RaceConfig(solo=SOLO, num_cars=20, start=start, field=(2, 20)))
+    env = RaceEnv(RaceConfig(solo=SOLO, num_cars=20, start=start, field=(2, 20), laps=0))
     states = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(3), 8))
     assert set(np.asarray(states.pipeline_state.present.sum(1))) == {2, 20}
     for index in range(8):
@@ -318,6 +320,7 @@ def test_a_car_that_stands_across_the_road_is_set_back_when_that_is_clear(four):
         ({"field": (5,)}, "field must hold sizes of 1 to 4"),
         ({"start": "flying"}, "start must be grid, rolling or pack"),
         ({"laps": -1}, "laps must not be negative"),
+        ({"start": "pack", "laps": 3}, "laps must be 0 with start=pack"),
         ({"marshals": -1.0}, "marshals must not be negative"),
     ],
 )
