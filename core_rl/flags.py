@@ -23,6 +23,7 @@ import functools
 import inspect
 import io
 import math
+import signal
 import sys
 import textwrap
 import tokenize
@@ -93,7 +94,8 @@ def main(
     as for `parse`.
 
     A UserError, or an error of the operating system, becomes one line on stderr and exit code 2
-    (the command is wrong) or 1 (running it failed). Every other exception keeps its traceback.
+    (the command is wrong) or 1 (running it failed), Ctrl-C one line and 130. Every other exception
+    keeps its traceback.
     """
     arguments = (sys.argv if argv is None else argv)[1:]
     if any(argument in HELP_FLAGS for argument in arguments):
@@ -104,6 +106,8 @@ def main(
     except UserError as error:
         hint = " (--help lists all flags)" if isinstance(error, UsageError) else ""
         _fail(f"{error}{hint}", error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", 128 + signal.SIGINT)
     except OSError as error:
         if error.errno is None:
             raise

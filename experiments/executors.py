@@ -5,22 +5,38 @@ whether it has ended. An exit code below zero is the signal that ended the proce
 128 the signal on which it ended in order.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from core_rl.errors import UserError
 from core_rl.tracking import is_held
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
-LOCK_WAIT = 120.0  # for the process of a sweep that was killed to end [s]
+POLL = 0.2  # between two looks at what runs [s]
+GPU_SHARE = 0.9  # of a GPU's memory, for all cells on it
+# How SLURM's states begin of a job that it ended, and what submitit calls it here.
+ENDED_BY_SLURM = ("CANCELLED", "TIMEOUT", "PREEMPTED", "INTERRUPTED")
 
 Job = Any
+
+
+class Grant(NamedTuple):
+    """What a cluster grants each cell."""
+
+    partition: str = ""  # empty: the cluster's default
+    hours: float = 4.0
+    cpus: int = 1
+    gpus: int = 0
+
+
+USUAL = Grant()
 
 
 class Executor(Protocol):
@@ -30,9 +46,39 @@ class Executor(Protocol):
         """The exit code, or None while it runs."""
         ...
 
-    def stop(self, jobs: Iterable[Job]) -> None:
-        """Asks them to end in order, once each."""
+    def stop(self, jobs: Iterable[Job], at_once: bool = False) -> None:
+        """Asks them to end in order, or ends them at once."""
         ...
+
+
+@contextlib.contextmanager
+def stop_on_signal(*more: signal.Signals) -> Iterator[list[int]]:
+    """Fills the list with the numbers of signals that ask to stop, and says so at the first."""
+    received: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        received.append(number)
+        name, first = signal.Signals(number).name, len(received) == 1
+        what = "what runs ends its epoch and saves; once more ends it at once"
+        sys.stderr.write(f"\n{name}: {what if first else 'ends at once'}\n")
+        sys.stderr.flush()
+
+    handled = (signal.SIGINT, signal.SIGTERM, *more)
+    before = {number: signal.signal(number, note) for number in handled}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def wait_until_free(directory: Path, received: Sequence[int]) -> None:
+    """Until no process holds a run's directory, as one of a sweep that was killed does while it
+    saves, or a signal asks to stop."""
+    if is_held(directory):
+        sys.stderr.write(f"{directory} is still in use; it begins when that process has ended\n")
+    while is_held(directory) and not received:
+        time.sleep(POLL)
 
 
 def interrupted(code: int) -> bool:
@@ -53,25 +99,46 @@ def why_failed(log: Path, code: int) -> str:
 
 
 def run_here(arguments: list[str], log: str) -> int:
-    """One cell in a process of whoever calls this, to its end; its exit code."""
-    with open(log, "ab") as file:
-        return subprocess.call(
-            [sys.executable, *arguments], stdout=file, stderr=file, env=_environment()
+    """One cell in a process of whoever calls this, to its end; its exit code.
+
+    What asks this process to stop is passed on. A job of a killed sweep may still train the cell:
+    then this one waits, and finds it done.
+    """
+    # SIGUSR2 is SLURM's warning that time is up.
+    with stop_on_signal(signal.SIGUSR2) as received, open(log, "ab") as file:
+        wait_until_free(Path(log).parent, received)
+        if received:
+            return 128 + signal.SIGTERM
+        job = subprocess.Popen(
+            _prepared(arguments, 0, 1), stdout=file, stderr=file, env=_environment("sweep")
         )
+        passed_on = 0
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return job.wait(POLL)
+            for number in received[passed_on:]:
+                # All else SLURM sends to every process of a step itself; twice ends a cell at once.
+                if number == signal.SIGUSR2 or "SLURM_JOB_ID" not in os.environ:
+                    job.terminate()
+            passed_on = len(received)
 
 
-def _environment() -> dict[str, str]:
-    return {"WANDB_JOB_TYPE": "sweep", **os.environ}
+def _environment(role: str) -> dict[str, str]:
+    return {"WANDB_JOB_TYPE": role, **os.environ}
 
 
 class Local:
     """Processes of this machine, each on its share of the CPUs (and of CUDA_VISIBLE_DEVICES). They
     end in order when this process is gone, however it went."""
 
-    def __init__(self, workers: int, out: Path, partition: str = "", hours: float = 0.0):
-        del out, hours
-        if partition:
-            raise UserError(f"--partition={partition} is of a cluster: --executor=slurm")
+    def __init__(self, workers: int, out: Path, grant: Grant = USUAL, role: str = "sweep"):
+        del out
+        for name in ("partition", "cpus", "gpus"):
+            if getattr(grant, name) != getattr(USUAL, name):
+                raise UserError(
+                    f"--{name}={getattr(grant, name)} is of a cluster: --executor=slurm"
+                )
+        self._role = role
         self._places: list[subprocess.Popen | None] = [None] * workers
 
     def start(self, name: str, arguments: list[str], directory: Path) -> subprocess.Popen:
@@ -79,11 +146,16 @@ class Local:
             k for k, job in enumerate(self._places) if job is None or job.poll() is not None
         )
         workers = len(self._places)
-        environment = _environment()
-        if devices := environment.get("CUDA_VISIBLE_DEVICES"):
-            own = devices.split(",")[place::workers] or devices.split(",")[:1]
+        environment = _environment(self._role)
+        sharers = workers  # without a list all take the first GPU, where there is one
+        if environment.get("CUDA_VISIBLE_DEVICES"):
+            devices = environment["CUDA_VISIBLE_DEVICES"].split(",")
+            own = devices[place::workers] or [devices[place % len(devices)]]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
-        _wait_for(directory)
+            sharers = -(-workers // len(devices))
+        if sharers > 1:
+            # JAX otherwise takes three quarters of a GPU for whoever comes first.
+            environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{GPU_SHARE / sharers:.3f}")
         with (directory / "log.txt").open("ab") as log:
             job = subprocess.Popen(
                 _prepared(arguments, place, workers),
@@ -100,17 +172,18 @@ class Local:
     def poll(self, job: subprocess.Popen) -> int | None:
         return job.poll()
 
-    def stop(self, jobs: Iterable[subprocess.Popen]) -> None:
+    def stop(self, jobs: Iterable[subprocess.Popen], at_once: bool = False) -> None:
         for job in jobs:
             if job.poll() is None:
-                job.terminate()
+                job.kill() if at_once else job.terminate()
 
 
 # What a new process does before it becomes the cell, on Linux: in a process of its own, since code
 # between fork and exec of a program with threads, as JAX's are, may never come to its end.
 PREPARE = f"""
-import ctypes, os, sys
+import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl({PR_SET_PDEATHSIG}, {int(signal.SIGTERM)})
+signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # of SLURM, for `run_here`
 os.sched_setaffinity(0, map(int, sys.argv[1].split(",")))
 os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """
@@ -125,19 +198,10 @@ def _prepared(arguments: list[str], place: int, workers: int) -> list[str]:
     return [sys.executable, "-c", PREPARE, own, *arguments]
 
 
-def _wait_for(directory: Path) -> None:
-    """Until no process holds a run's directory: one of a sweep that was killed saves first."""
-    began = time.monotonic()
-    while is_held(directory) and time.monotonic() - began < LOCK_WAIT:
-        time.sleep(0.2)
-
-
 class Slurm:
     """Jobs of a SLURM cluster by submitit, one cell each; `cluster` "local" runs them here."""
 
-    def __init__(
-        self, workers: int, out: Path, partition: str, hours: float, cluster: str = "slurm"
-    ):
+    def __init__(self, workers: int, out: Path, grant: Grant = USUAL, cluster: str = "slurm"):
         del workers  # who submits holds back the others
         try:
             import submitit
@@ -147,9 +211,12 @@ class Slurm:
             self._executor = submitit.AutoExecutor(folder=out / "slurm", cluster=cluster)
         except RuntimeError as error:
             raise UserError(f"--executor=slurm: {error}") from None
-        options: dict[str, Any] = {"timeout_min": max(1, round(60 * hours))}
-        if partition:
-            options["slurm_partition"] = partition
+        options: dict[str, Any] = {"timeout_min": max(1, round(60 * grant.hours))}
+        options["cpus_per_task"] = grant.cpus
+        if grant.gpus:
+            options["gpus_per_node"] = grant.gpus
+        if grant.partition:
+            options["slurm_partition"] = grant.partition
         self._executor.update_parameters(**options)
 
     def start(self, name: str, arguments: list[str], directory: Path) -> Any:
@@ -161,20 +228,21 @@ class Slurm:
             return None
         if job.exception() is None:
             return job.result()
-        return 128 + signal.SIGTERM if job.state == "CANCELLED" else 1
+        return 128 + signal.SIGTERM if job.state.startswith(ENDED_BY_SLURM) else 1
 
-    def stop(self, jobs: Iterable[Any]) -> None:
+    def stop(self, jobs: Iterable[Any], at_once: bool = False) -> None:
+        del at_once  # the cluster kills what does not end
         for job in jobs:
             job.cancel(check=False)
 
 
 class Ray:
-    """Tasks of the Ray cluster that RAY_ADDRESS names, a CPU each."""
+    """Tasks of the Ray cluster that RAY_ADDRESS names."""
 
-    def __init__(self, workers: int, out: Path, partition: str = "", hours: float = 0.0):
-        del workers, out, hours
-        if partition:
-            raise UserError(f"--partition={partition} is of a cluster: --executor=slurm")
+    def __init__(self, workers: int, out: Path, grant: Grant = USUAL):
+        del workers, out
+        if grant.partition:
+            raise UserError(f"--partition={grant.partition} is of SLURM: --executor=slurm")
         try:
             import ray  # pyright: ignore[reportMissingImports]
         except ImportError:
@@ -182,7 +250,7 @@ class Ray:
         self._ray = ray
         if not ray.is_initialized():
             ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), include_dashboard=False)
-        self._task = ray.remote(num_cpus=1)(run_here)
+        self._task = ray.remote(num_cpus=grant.cpus, num_gpus=grant.gpus)(run_here)
 
     def start(self, name: str, arguments: list[str], directory: Path) -> Any:
         return self._task.options(name=f"cell-{name}").remote(arguments, str(directory / "log.txt"))
@@ -198,12 +266,12 @@ class Ray:
         except self._ray.exceptions.RayError:
             return 1
 
-    def stop(self, jobs: Iterable[Any]) -> None:
+    def stop(self, jobs: Iterable[Any], at_once: bool = False) -> None:
         for job in jobs:
-            self._ray.cancel(job)
+            self._ray.cancel(job, force=at_once)
 
 
-EXECUTORS: dict[str, Callable[[int, Path, str, float], Executor]] = {
+EXECUTORS: dict[str, Callable[[int, Path, Grant], Executor]] = {
     "local": Local,
     "slurm": Slurm,
     "ray": Ray,

@@ -15,17 +15,14 @@ they are, unfinished ones resume from their checkpoints. A file that asks for so
 no other; `--retry` runs failed ones again.
 """
 
-import contextlib
 import dataclasses
 import importlib
 import json
 import math
 import random
-import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,18 +35,27 @@ from core_rl.tracking import (
     RecordError,
     encode_json,
     flatten,
+    is_held,
     open_workdir,
     read_metrics,
     write_json,
 )
-from experiments.executors import EXECUTORS, Executor, Job, interrupted, why_failed
+from experiments.executors import (
+    EXECUTORS,
+    POLL,
+    Executor,
+    Grant,
+    Job,
+    interrupted,
+    stop_on_signal,
+    why_failed,
+)
 
 METHODS = ("grid", "random", "bayes")
 GOALS = {"maximize": 1.0, "minimize": -1.0}
 KEYS = ("program", "method", "metric", "parameters", "run_cap", "command", "name", "description")
 RECORD = "sweep.json"
 EPOCHS = "train.num_epochs"  # the flag of how long a run is
-POLL = 0.2  # between two looks at the running cells [s]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +70,8 @@ class SweepConfig:
     executor: Literal["local", "slurm", "ray"] = "local"
     partition: str = ""  # of the cluster; empty: its default
     hours: float = 4.0  # that a cluster grants a cell, which resumes in the next sweep
+    cpus: int = 1  # that a cluster grants a cell
+    gpus: int = 0  # that a cluster grants a cell
     json: bool = False  # print one JSON object
 
     def __post_init__(self):
@@ -71,6 +79,10 @@ class SweepConfig:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
         if self.cells < 0 or self.seed < 0:
             raise ValueError(f"cells and seed must not be negative, got {self.cells}, {self.seed}")
+        if self.cpus < 1 or self.gpus < 0:
+            raise ValueError(
+                f"cpus and gpus must be at least 1 and 0, got {self.cpus}, {self.gpus}"
+            )
         if not self.hours > 0:
             raise ValueError(f"hours must be positive, got {self.hours}")
 
@@ -371,19 +383,6 @@ def ranking(sweep: Sweep, cells: list[Cell]) -> list[Cell]:
     return sorted(told, key=lambda cell: -sweep.sign * float(cell.best or 0.0))
 
 
-@contextlib.contextmanager
-def stop_on_signal() -> Iterator[list[int]]:
-    """Fills the list with the signal's number when one asks to stop."""
-    received: list[int] = []
-    handled = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda n, _: received.append(n)) for number in handled}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def run_cells(config: SweepConfig, sweep: Sweep, out: Path, executor: Executor) -> list[Cell]:
     """Runs what is left of a sweep and returns all its cells; stops in order on a signal."""
     cells = read_cells(sweep, out, config.retry)
@@ -391,11 +390,22 @@ def run_cells(config: SweepConfig, sweep: Sweep, out: Path, executor: Executor) 
     whole = grid_size(sweep)
     total = min(whole, cap) if whole and cap else whole or cap
     overview, running, ended_now = Overview(sweep, total), {}, 0
-    exhausted = stopping = False
+    exhausted, passed_on = False, 0
+    left: set[str] = set()  # cells that somebody else has interrupted: not again in this sweep
+    told: set[str] = set()
     with stop_on_signal() as received:
         while True:
+            held = False
             while len(running) < config.workers and not received:
-                waiting = next((cell for cell in cells if cell.state == "waiting"), None)
+                idle = [cell for cell in cells if cell.state == "waiting" and cell.name not in left]
+                waiting = next((cell for cell in idle if not is_held(cell.directory)), None)
+                if idle and waiting is None:
+                    held = True  # a process of a sweep that was killed ends first
+                    if idle[0].name not in told:
+                        told.add(idle[0].name)
+                        where = idle[0].directory
+                        overview.show(f"{where} is still in use; it begins after that", ended=True)
+                    break
                 if waiting is None:
                     if exhausted or (cap and len(cells) >= cap):
                         break
@@ -411,11 +421,11 @@ def run_cells(config: SweepConfig, sweep: Sweep, out: Path, executor: Executor) 
                 waiting.state = "running"
                 waiting.save()
                 running[waiting.name] = (waiting, _begin(sweep, waiting, executor))
-            if not running:
+            if not running and not held:
                 break
-            if received and not stopping:
-                stopping = True
-                executor.stop([job for _, job in running.values()])
+            if len(received) > passed_on:
+                passed_on = len(received)
+                executor.stop([job for _, job in running.values()], at_once=passed_on > 1)
             time.sleep(POLL)
             for cell, job in list(running.values()):
                 code = executor.poll(job)
@@ -424,8 +434,11 @@ def run_cells(config: SweepConfig, sweep: Sweep, out: Path, executor: Executor) 
                 del running[cell.name]
                 if code == 0:
                     cell.state, cell.reason = "finished", ""
-                elif received and interrupted(code):
-                    cell.state = "waiting"  # it ended in order, and goes on next time
+                elif interrupted(code) or passed_on > 1:
+                    cell.state = "waiting"  # it goes on next time
+                    if not received:
+                        left.add(cell.name)
+                        overview.show(f"cell {cell.name} was interrupted", ended=True)
                 else:
                     cell.state = "failed"
                     cell.reason = why_failed(cell.directory / "log.txt", code)
@@ -441,7 +454,7 @@ def run_cells(config: SweepConfig, sweep: Sweep, out: Path, executor: Executor) 
                     overview.show(f"cell {cell.name} failed: {cell.reason}", ended=True)
                 overview.show(overview.text(cells, ended_now), ended=True)
             overview.show(overview.text(cells, ended_now), ended=False)
-    if received:
+    if received or left:
         sys.stderr.write("stopped; the same command goes on with the unfinished cells\n")
     return cells
 
@@ -493,7 +506,8 @@ def main(config: SweepConfig) -> int:
                 f"seeds {sweep.seeds[0]} to {sweep.seeds[-1]} of a cell train side by side in one "
                 "program (--novmap_seeds: one each)\n"
             )
-        executor = EXECUTORS[config.executor](config.workers, out, config.partition, config.hours)
+        grant = Grant(config.partition, config.hours, config.cpus, config.gpus)
+        executor = EXECUTORS[config.executor](config.workers, out, grant)
         cells = run_cells(config, sweep, out, executor)
     if sweep.seeds and any(cell.state == "finished" for cell in cells):
         seconds = saved_by_seeds(cells, len(sweep.seeds))

@@ -20,6 +20,7 @@ from core_rl import flags
 from core_rl.errors import UsageError, UserError
 from core_rl.report import style
 from core_rl.tracking import write_atomically
+from experiments.executors import interrupted
 from experiments.reproduce.paper import HERE, Paper, ReproduceConfig, markdown, readme, reproduce
 
 PAPERS = (
@@ -126,6 +127,8 @@ def main(config: AllConfig) -> int:
                 raise
             sys.stderr.write(f"{error}\n")
             code = 0
+        if interrupted(code):
+            return code
         if code:
             failed.append(name)
     if config.keep or config.pages:

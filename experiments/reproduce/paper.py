@@ -2,16 +2,16 @@
 
 A paper is a table of lines and, for each scale, a list of steps. A step is one command of this
 repository in a process of its own; when it has ended well, its numbers go as a row into
-`results.jsonl` with command, commit, machine, date and time taken, and it is never done again. A
-run that was stopped goes on with the same command; commands that train resume themselves.
+`results.jsonl` of the runs with command, commit, machine, date and time taken, and it is not done
+again while its command is the same. A run that was stopped goes on with the same command; commands
+that train resume themselves.
 """
 
 import dataclasses
 import fnmatch
 import json
-import os
+import math
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ from core_rl import flags
 from core_rl.errors import UserError
 from core_rl.statistics import bootstrap, interquartile_mean
 from core_rl.tracking import JsonlSink, code_version, machine, read_metrics
-from experiments.executors import why_failed
+from experiments.executors import POLL, Local, stop_on_signal, wait_until_free, why_failed
 
 RESULTS = "results.jsonl"
 HERE = Path(__file__).parent
@@ -40,7 +40,7 @@ class Step(NamedTuple):
     key: str
     module: str
     arguments: tuple[str, ...]
-    read: Callable[[Path, str], Mapping[str, float]]  # its numbers, of its directory and its stdout
+    read: Callable[[Path, str], Mapping[str, float]]  # its numbers, of directory and what it wrote
 
 
 class Line(NamedTuple):
@@ -75,7 +75,7 @@ class ReproduceConfig:
     scale: Literal["smoke", "small", "full"] = "smoke"  # seconds; 90 minutes on 2 cores; as theirs
     only: tuple[str, ...] = ()  # steps by key, * for any; empty: all
     out: str = ""  # directory of the runs; empty: runs/reproduce/PAPER/SCALE
-    keep: bool = False  # write results into the paper's folder, where the tables are made from
+    keep: bool = False  # also put results into the paper's folder, where the tables are made from
 
     def __post_init__(self):
         if self.scale not in SCALES:
@@ -104,7 +104,8 @@ def run_paper(paper: Paper) -> NoReturn:
 
 
 def reproduce(paper: Paper, config: ReproduceConfig) -> int:
-    """Does the steps that have no row yet. Raises UserError for keys that no step has."""
+    """Does the steps that have no row of their command yet. Raises UserError for keys that no step
+    has."""
     steps = [
         step
         for step in paper.steps[config.scale]
@@ -115,53 +116,77 @@ def reproduce(paper: Paper, config: ReproduceConfig) -> int:
         raise UserError(f"{paper.name} at scale {config.scale}: no such steps; there are {known}")
     out = Path(config.out or f"runs/reproduce/{paper.name}/{config.scale}")
     out.mkdir(parents=True, exist_ok=True)
-    path = paper.folder / RESULTS if config.keep else out / RESULTS
-    done = {row["key"] for row in read_rows(path) if row["scale"] == config.scale}
+    places = [out / RESULTS, paper.folder / RESULTS] if config.keep else [out / RESULTS]
+    held = [_done(path, config.scale) for path in places]
     failed = 0
-    for number, step in enumerate(steps, 1):
-        said = f"{paper.name} {number}/{len(steps)} {step.key}"
-        if step.key in done:
-            sys.stderr.write(f"{said}: done before\n")
-            continue
-        sys.stderr.write(f"{said} ...\n")
-        row = _do(step, out / step.key.replace("/", "-"))
-        if "error" in row:
-            failed += 1
-            sys.stderr.write(f"{said}: FAILED: {row['error']}\n")
-            continue
-        sink = JsonlSink(path)
-        sink.write({"paper": paper.name, "scale": config.scale, "key": step.key, **row})
-        sink.close()
-        told = ", ".join(f"{name} {value:.5g}" for name, value in row["numbers"].items())
-        sys.stderr.write(f"{said}: {told} ({row['seconds']:.0f} s)\n")
+    with stop_on_signal() as received:
+        for number, step in enumerate(steps, 1):
+            said = f"{paper.name} {number}/{len(steps)} {step.key}"
+            directory = out / step.key.replace("/", "-")
+            command = f"./run python -m {step.module} {shlex.join(arguments_of(step, directory))}"
+            known = [rows[step.key, command] for rows in held if (step.key, command) in rows]
+            if known:
+                row = known[0]
+                sys.stderr.write(f"{said}: done before\n")
+            else:
+                sys.stderr.write(f"{said} ...\n")
+                row = _do(step, directory, received)
+                if "error" not in row:
+                    told = ", ".join(
+                        f"{name} {value:.5g}" for name, value in row["numbers"].items()
+                    )
+                    sys.stderr.write(f"{said}: {told} ({row['seconds']:.0f} s)\n")
+                    told = {"paper": paper.name, "scale": config.scale, "key": step.key}
+                    row = {**told, "numbers": row.pop("numbers"), "command": command, **row}
+                elif not received:
+                    failed += 1
+                    sys.stderr.write(f"{said}: FAILED: {row['error']}\n")
+            for path, rows in zip(places, held, strict=True):
+                if "error" not in row and (step.key, command) not in rows:
+                    sink = JsonlSink(path)
+                    sink.write(row)
+                    sink.close()
+            if received:
+                sys.stderr.write("stopped; the same command goes on with what is left\n")
+                return 128 + received[0]
     return 1 if failed else 0
 
 
-def _do(step: Step, directory: Path) -> dict[str, Any]:
-    """The row of a step, or its `error` in one line."""
-    directory.mkdir(parents=True, exist_ok=True)
-    arguments = [
+def _done(path: Path, scale: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """The rows of a file by key and command."""
+    rows = read_rows(path)
+    return {(row["key"], row["command"]): row for row in rows if row["scale"] == scale}
+
+
+def arguments_of(step: Step, directory: Path) -> list[str]:
+    return [
         argument.replace("{out}", str(directory)).replace("{runs}", str(directory.parent))
         for argument in step.arguments
     ]
-    began = time.monotonic()
-    with (directory / "log.txt").open("a") as log:
-        ended = subprocess.run(
-            [sys.executable, "-m", step.module, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env={"WANDB_JOB_TYPE": "reproduce", **os.environ},
-        )
-    if ended.returncode:
-        return {"error": why_failed(directory / "log.txt", ended.returncode)}
+
+
+def _do(step: Step, directory: Path, received: Sequence[int]) -> dict[str, Any]:
+    """What a step has given, or its `error` in one line; `received` as of `stop_on_signal`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    wait_until_free(directory, received)
+    began, log = time.monotonic(), directory / "log.txt"
+    before = log.stat().st_size if log.exists() else 0
+    executor, passed_on = Local(1, directory, role="reproduce"), 0
+    job = executor.start(step.key, ["-m", step.module, *arguments_of(step, directory)], directory)
+    while (code := executor.poll(job)) is None:
+        if len(received) > passed_on:
+            passed_on = len(received)
+            executor.stop([job], at_once=passed_on > 1)
+        time.sleep(POLL)
+    if code:
+        return {"error": why_failed(log, code)}
+    written = log.read_bytes()[before:].decode(errors="replace")
     try:
-        numbers = {name: float(value) for name, value in step.read(directory, ended.stdout).items()}
+        numbers = {name: float(value) for name, value in step.read(directory, written).items()}
     except (KeyError, TypeError, ValueError, OSError) as error:
         return {"error": f"its numbers cannot be read: {type(error).__name__}: {error}"}
     return {
         "numbers": numbers,
-        "command": f"./run python -m {step.module} {shlex.join(arguments)}",
         "seconds": time.monotonic() - began,
         "date": datetime.now(UTC).date().isoformat(),
         "code": code_version(),
@@ -178,28 +203,39 @@ def ours(paper: Paper, line: Line, rows: Sequence[Mapping[str, Any]]) -> str:
     """What we measured, in a cell of the table; empty where we did not."""
     if not line.keys:
         return ""
-    values = [
-        row["numbers"][line.number]
+    numbers = [
+        row["numbers"].get(line.number, math.nan)
         for row in rows
-        if fnmatch.fnmatch(row["key"], line.keys) and line.number in row["numbers"]
+        if fnmatch.fnmatch(row["key"], line.keys)
     ]
-    if not values:
-        return ""
+    values = [value for value in numbers if math.isfinite(value)]
     unit = f" {line.unit}" if line.unit else ""
-    if len(values) == 1:
-        return f"{values[0]:.5g}{unit}"
+    count = f"{len(values)} runs"
+    if lacking := len(numbers) - len(values):
+        has = "has" if lacking == 1 else "have"
+        count = f"{len(values)} of {len(numbers)} runs; {lacking} {has} none"
+    if not values:
+        return f"none ({len(numbers)} runs)" if numbers else ""
     if len(values) < FEW:
-        return " and ".join(f"{value:.5g}" for value in values) + unit
+        told = " and ".join(f"{value:.5g}" for value in values)
+        return f"{told}{unit}" + (f" ({count})" if lacking else "")
     found = bootstrap(interquartile_mean, np.array(values)[:, None])
     return (
         f"{float(found.value):.5g}{unit} ({float(found.low):.5g} to {float(found.high):.5g}, "
-        f"{len(values)} runs)"
+        f"{count})"
     )
+
+
+def kept_rows(paper: Paper) -> list[dict[str, Any]]:
+    """The results in the paper's folder: of the largest scale, and of each step the last."""
+    rows = [row for row in read_rows(paper.folder / RESULTS) if row["paper"] == paper.name]
+    scale = max((row["scale"] for row in rows), key=SCALES.index, default="")
+    return list({row["key"]: row for row in rows if row["scale"] == scale}.values())
 
 
 def markdown(paper: Paper) -> str:
     """The paper's section of the page, from the results that are kept in its folder."""
-    rows = [row for row in read_rows(paper.folder / RESULTS) if row["paper"] == paper.name]
+    rows = kept_rows(paper)
     text = [f"## {paper.title}", "", paper.citation, ""]
     text += ["| | published | ours |", "|---|---|---|"]
     text += [
@@ -211,10 +247,9 @@ def markdown(paper: Paper) -> str:
         commits = sorted({str(row["code"]["git_sha"])[:7] for row in rows})
         cpus = sorted({f"{row['machine']['cores']} cores, {row['machine']['cpu']}" for row in rows})
         span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-        scales = ", ".join(sorted({row["scale"] for row in rows}))
         hours = sum(row["seconds"] for row in rows) / 3600.0
         text += [
-            f"Ours: scale {scales}, {len(rows)} steps in {hours:.1f} h, {span}, commits "
+            f"Ours: scale {rows[0]['scale']}, {len(rows)} steps in {hours:.1f} h, {span}, commits "
             f"{', '.join(commits)}, on {'; '.join(cpus)}. Intervals: 95 %, bootstrap of the "
             "interquartile mean over runs. An empty cell was not run.",
             "",

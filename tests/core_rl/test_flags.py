@@ -197,6 +197,14 @@ def test_main_prints_errors_for_people_in_one_line(capsys):
     ]
 
 
+def test_main_ends_in_one_line_on_ctrl_c(capsys):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    assert outcome(interrupted) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
 def test_main_leaves_other_errors_their_traceback():
     def broken(config):
         raise ValueError("a bug")

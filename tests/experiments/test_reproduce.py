@@ -2,11 +2,16 @@
 
 import fnmatch
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from core_rl.errors import UserError
+from core_rl.tracking import is_held, read_metrics
 from experiments.reproduce import all as papers
 from experiments.reproduce import paper as framework
 from experiments.reproduce.all import PAPERS, AllConfig, html_of, page, paper_of
@@ -74,11 +79,93 @@ def test_steps_are_done_once_and_kept_with_how_they_were_made(folder, capsys):
     assert path.read_bytes() == before and capsys.readouterr().err.count("done before") == 3
 
 
+def test_kept_results_are_those_of_the_runs_and_of_the_same_command(folder, capsys):
+    out, kept = str(folder / "out"), folder / "tiny_2026/results.jsonl"
+    assert reproduce(tiny_paper(), ReproduceConfig("small", out=out)) == 0
+    assert not kept.exists()
+    capsys.readouterr()
+    assert reproduce(tiny_paper(), ReproduceConfig("small", out=out, keep=True)) == 0
+    assert capsys.readouterr().err.count("done before") == 3
+    assert kept.read_bytes() == (folder / "out/results.jsonl").read_bytes()
+    # Without the runs the kept ones count where they are asked for.
+    (folder / "out/results.jsonl").unlink()
+    assert reproduce(tiny_paper(), ReproduceConfig("small", out=out, keep=True)) == 0
+    assert capsys.readouterr().err.count("done before") == 3
+    # A step whose command has changed is another one; the last one counts.
+    only = ("tiny/s1",)
+    changed = ReproduceConfig("small", only, str(folder / "other"), keep=True)
+    assert reproduce(tiny_paper("--agent.x=0.3"), changed) == 0
+    assert "done before" not in capsys.readouterr().err
+    assert "| of one |  | 1.01 |" in markdown(tiny_paper())
+
+
+def results(folder, *rows):
+    told = {"paper": "tiny_2026", "command": "", "date": "2026-01-02", "seconds": 1.0}
+    told |= {"code": {"git_sha": "0" * 40}, "machine": {"cores": 2, "cpu": "abacus"}}
+    lines = [
+        json.dumps({**told, "scale": scale, "key": key, "numbers": numbers})
+        for scale, key, numbers in rows
+    ]
+    (folder / "tiny_2026/results.jsonl").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("scores", "cell"),
+    [
+        ((0.9, "nan", 0.7), "0.9 and 0.7 points (2 of 3 runs; 1 has none)"),
+        ((0.9, None, None), "0.9 points (1 of 3 runs; 2 have none)"),
+        (("nan",), "none (1 runs)"),
+        ((0.9, 0.9, 0.9, None), "0.9 points (0.9 to 0.9, 3 of 4 runs; 1 has none)"),
+    ],
+)
+def test_runs_without_a_number_are_told_apart(folder, scores, cell):
+    rows = [
+        ("small", f"tiny/s{k}", {} if score is None else {"score": score})
+        for k, score in enumerate(scores)
+    ]
+    results(folder, *rows)
+    assert f"| score | 0.9 | {cell} |" in markdown(tiny_paper())
+
+
+def test_the_table_is_of_the_largest_scale(folder):
+    small, full = [(scale, "tiny/s1", {"score": x}) for scale, x in (("small", 1), ("full", 2))]
+    results(folder, full, small)
+    text = markdown(tiny_paper())
+    assert "| of one |  | 2 |" in text and "Ours: scale full, 1 steps" in text
+
+
+def test_no_line_mixes_trained_policies_with_the_committed_one():
+    for line in paper_of("ace_2026").lines:
+        keys = [step.key for step in paper_of("ace_2026").steps["small"]]
+        found = fnmatch.filter(keys, line.keys)
+        assert "returns/committed" not in found or len(found) == 1
+
+
+def test_a_signal_ends_the_step_in_order(folder):
+    script = f"""if True:
+        import sys
+        from tests.experiments.test_reproduce import ReproduceConfig, reproduce, tiny_paper
+        paper = tiny_paper("--train.sleep=0.2", "--train.num_epochs=1000")
+        sys.exit(reproduce(paper, ReproduceConfig("smoke", out={str(folder / "out")!r})))
+    """
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    workdir, deadline = folder / "out/tiny-s0", time.monotonic() + 60.0
+    while not (workdir / "metrics.jsonl").exists() or not read_metrics(workdir / "metrics.jsonl"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143 and "the same command goes on" in said, said
+    assert not is_held(workdir) and "FAILED" not in said
+
+
 def test_the_table_has_ours_beside_theirs_and_says_what_is_missing(folder):
-    assert reproduce(tiny_paper(), ReproduceConfig("small", ("tiny/s1",), keep=True)) == 0
+    config = ReproduceConfig("small", ("tiny/s1",), str(folder / "out"), keep=True)
+    assert reproduce(tiny_paper(), config) == 0
     text = markdown(tiny_paper())
     assert "| score | 0.9 | 0.92 points |" in text and "| never run | 7 |  |" in text
-    assert reproduce(tiny_paper(), ReproduceConfig("small", keep=True)) == 0
+    config = ReproduceConfig("small", out=str(folder / "out"), keep=True)
+    assert reproduce(tiny_paper(), config) == 0
     text = markdown(tiny_paper())
     assert "| score | 0.9 | 0.92 points (0.91 to 0.93, 3 runs) |" in text
     assert "scale small, 3 steps" in text and "It learns nothing." in text

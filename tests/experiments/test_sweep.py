@@ -14,8 +14,9 @@ import yaml
 
 from core_rl import flags
 from core_rl.errors import UserError
+from core_rl.tracking import is_held, open_workdir, write_json
 from experiments import sophy_time_trial, sweep
-from experiments.executors import Local, Slurm, interrupted
+from experiments.executors import Grant, Local, Slurm, interrupted
 from experiments.sweep import SweepConfig, arguments_of, propose, read_sweep
 from tests.experiments import tiny_experiment
 
@@ -223,7 +224,7 @@ def test_random_proposals_repeat_and_bayes_finds_the_top(tmp_path):
 
 
 def test_slurm_s_local_cluster_runs_cells(tmp_path):
-    executor = Slurm(1, tmp_path, "", 1.0, cluster="local")
+    executor = Slurm(1, tmp_path, Grant(hours=1.0), cluster="local")
     arguments = ["-m", "tests.experiments.tiny_experiment", f"--workdir={tmp_path / 'good'}"]
     good = executor.start("000", arguments, tmp_path)
     bad = executor.start("001", [*arguments, "--agent.kind=fails"], tmp_path)
@@ -235,6 +236,128 @@ def test_slurm_s_local_cluster_runs_cells(tmp_path):
     assert codes == [0, 1]
     assert len((tmp_path / "good/metrics.jsonl").read_text().splitlines()) == 3
     assert "not finite" in (tmp_path / "log.txt").read_text()
+
+
+def started(out, count=1):
+    """Waits until so many cells have recorded an epoch."""
+    deadline = time.monotonic() + 60.0
+    while len(list(out.glob("**/metrics.jsonl"))) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_job_of_a_cluster_waits_for_its_directory_and_passes_a_request_to_stop_on(tmp_path):
+    executor = Slurm(1, tmp_path, cluster="local")
+    arguments = ["-m", "tests.experiments.tiny_experiment", f"--workdir={tmp_path / 'cell'}"]
+    arguments += ["--train.sleep=0.2", "--train.num_epochs=1000"]
+    (tmp_path / "cell").mkdir()
+    with open_workdir(tmp_path / "cell"):  # as a job of a killed sweep does
+        job = executor.start("000", arguments, tmp_path / "cell")
+        time.sleep(5.0)
+        assert executor.poll(job) is None and not list(tmp_path.glob("cell/metrics.jsonl"))
+    started(tmp_path)
+    executor.stop([job])
+    deadline = time.monotonic() + 60.0
+    while (code := executor.poll(job)) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert code is not None and interrupted(code)
+    assert (
+        not is_held(tmp_path / "cell")
+        and "Traceback" not in (tmp_path / "cell/log.txt").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [("CANCELLED by 1000", 143), ("TIMEOUT", 143), ("PREEMPTED", 143), ("FAILED", 1)],
+)
+def test_what_slurm_ended_was_interrupted(state, code):
+    class Job:
+        def done(self):
+            return True
+
+        def exception(self):
+            return RuntimeError("no result")
+
+    job = Job()
+    job.state = state
+    assert Slurm.poll(None, job) == code
+
+
+def test_a_cell_that_somebody_else_stops_waits_for_the_next_sweep(tmp_path, capsys):
+    parameters = {"agent.kind": {"values": ["asked", "plain"]}}
+    file, out = write(tmp_path / "plan.yaml", parameters=parameters), tmp_path / "out"
+    assert sweep.main(SweepConfig(file, str(out), workers=1)) == 1
+    told = capsys.readouterr().err
+    assert told.count("cell 000 was interrupted") == 1 and "1 of 2 cells done" in told
+    assert "the same command goes on" in told
+    cells = [json.loads((out / f"cells/00{k}/cell.json").read_text()) for k in range(2)]
+    assert [cell["state"] for cell in cells] == ["waiting", "finished"]
+
+
+def test_a_second_signal_ends_the_cells_at_once(tmp_path):
+    parameters = {"agent.x": {"values": [0.1]}, "train.sleep": {"value": 300.0}}
+    file, out = write(tmp_path / "plan.yaml", parameters=parameters), tmp_path / "out"
+    process = subprocess.Popen(command(file, out), stderr=subprocess.PIPE, text=True)
+    started(out)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    while "once more ends it at once" not in process.stderr.readline():
+        pass
+    time.sleep(1.0)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 1 and "Traceback" not in said
+    assert json.loads((out / "cells/000/cell.json").read_text())["state"] == "waiting"
+    assert not is_held(out / "cells/000")
+
+
+def test_a_directory_that_is_in_use_holds_up_no_other_cell(tmp_path):
+    parameters = {"agent.x": {"values": [0.1, 0.3]}}
+    file, out = write(tmp_path / "plan.yaml", parameters=parameters), tmp_path / "out"
+    for name, x in (("000", 0.1), ("001", 0.3)):
+        (out / "cells" / name).mkdir(parents=True)
+        write_json(out / "cells" / name / "cell.json", {"parameters": {"agent.x": x}})
+    with open_workdir(out / "cells/000"):
+        process = subprocess.Popen(
+            command(file, out, "--workers=1"), stderr=subprocess.PIPE, text=True
+        )
+        assert process.stderr is not None
+        lines = [process.stderr.readline()]
+        while "still in use" not in lines[-1]:
+            lines.append(process.stderr.readline())
+        assert "cells/000 is still in use" in lines[-1]
+        assert json.loads((out / "cells/001/cell.json").read_text())["state"] == "finished"
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 0 and "still in use" not in said
+
+
+def test_cells_that_share_a_gpu_share_its_memory(tmp_path, monkeypatch):
+    script = (
+        "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], "
+        "os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION'))"
+    )
+
+    def told(workers):
+        executor = Local(workers, tmp_path)
+        found = []
+        for number in range(workers):
+            directory = tmp_path / f"{workers}-{number}"
+            directory.mkdir()
+            assert executor.start("a", ["-c", script], directory).wait() == 0
+            executor._places[number] = None if number + 1 == workers else _Busy()
+            found.append((directory / "log.txt").read_text().split())
+        return found
+
+    class _Busy:
+        def poll(self):
+            return None
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    assert told(2) == [["4", "None"], ["7", "None"]]
+    assert told(4) == [["4", "0.450"], ["7", "0.450"]] * 2
 
 
 def test_cells_get_their_share_of_the_cpus(tmp_path):

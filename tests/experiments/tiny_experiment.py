@@ -23,7 +23,7 @@ class TinyTrain:
 class TinyAgent:
     x: float = 0.0
     layers: tuple[int, ...] = (8, 8)
-    kind: Literal["plain", "fails", "odd"] = "plain"
+    kind: Literal["plain", "fails", "odd", "asked"] = "plain"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,8 @@ CONFIG = TinyConfig()
 def main(config: TinyConfig) -> int:
     if config.agent.kind == "fails":
         raise UserError("not finite in epoch 1: loss")
+    if config.agent.kind == "asked":  # by somebody else to stop
+        return 128 + signal.SIGTERM
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
     with open_workdir(config.workdir) as workdir:

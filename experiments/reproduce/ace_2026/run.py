@@ -61,11 +61,12 @@ PAPER = Paper(
         "full": (),
     },
     lines=(
-        Line("balls returned", "see docs/ace.md", "returns/*", "returned", "%"),
-        Line("balls hit", "see docs/ace.md", "returns/*", "hit", "%"),
-        Line("serves returned", "see docs/ace.md", "returns/*", "on_serve", "%"),
-        Line("rally balls returned", "see docs/ace.md", "returns/*", "in_rally", "%"),
-        Line("landing error, median", "", "returns/*", "landing_error", "m"),
+        Line("balls returned", "see docs/ace.md", "returns/s*", "returned", "%"),
+        Line("balls hit", "see docs/ace.md", "returns/s*", "hit", "%"),
+        Line("serves returned", "see docs/ace.md", "returns/s*", "on_serve", "%"),
+        Line("rally balls returned", "see docs/ace.md", "returns/s*", "in_rally", "%"),
+        Line("landing error, median", "", "returns/s*", "landing_error", "m"),
+        Line("balls returned by the committed policy", "", "returns/committed", "returned", "%"),
     ),
     deviations=(
         "A simulation: balls are drawn independently from a model fitted to the published events, "

@@ -21,10 +21,13 @@ from core_rl import flags
 class BraxSacConfig:
     env: str = "halfcheetah"
     backend: str = "spring"
-    steps: int = 65_536  # of the environment
+    steps: int = 65_536  # of the environment, after those that fill the replay first
+    prefill: int = 4096  # steps of the environment with random actions, at first
     num_envs: int = 64
     updates_per_step: int = 16  # gradient steps per step of all environments
     num_evals: int = 9  # the first before training
+    hidden: tuple[int, ...] = (256, 256)  # widths of all networks
+    batch_size: int = 256
     episode_length: int = 1000
     seed: int = 0
     json: bool = False  # print one JSON object
@@ -39,7 +42,8 @@ def main(config: BraxSacConfig) -> int:
     def progress(steps: int, metrics: Mapping[str, Any]) -> None:
         rows.append(
             {
-                "env_steps": int(steps),
+                # brax counts those that fill the replay.
+                "env_steps": max(int(steps) - config.prefill, 0),
                 "return": float(metrics["eval/episode_reward"]),
                 "train_seconds": float(metrics.get("training/walltime", 0.0)),
                 "updates_per_second": float(metrics.get("training/sps", 0.0))
@@ -50,21 +54,21 @@ def main(config: BraxSacConfig) -> int:
 
     brax_sac.train(
         environment=envs.get_environment(config.env, backend=config.backend),
-        num_timesteps=config.steps,
+        num_timesteps=config.steps + config.prefill,
         episode_length=config.episode_length,
         num_envs=config.num_envs,
         num_eval_envs=16,
         num_evals=config.num_evals,
         learning_rate=3e-4,
         discounting=0.99,
-        batch_size=256,
+        batch_size=config.batch_size,
         normalize_observations=True,
-        min_replay_size=4096,
+        min_replay_size=config.prefill,
         max_replay_size=131_072,
         grad_updates_per_step=config.updates_per_step,
         deterministic_eval=True,
         network_factory=functools.partial(  # pyright: ignore[reportArgumentType]
-            brax_networks.make_sac_networks, hidden_layer_sizes=(256, 256)
+            brax_networks.make_sac_networks, hidden_layer_sizes=config.hidden
         ),
         seed=config.seed,
         max_devices_per_host=1,
