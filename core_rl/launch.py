@@ -33,6 +33,7 @@ from core_rl.errors import UserError
 from core_rl.policy import MANIFEST, Policy, load_policy, restore_params, save_policy
 from core_rl.qr_sac import QRSACConfig, make_qr_sac
 from core_rl.tracking import (
+    PRUNED,
     JsonlSink,
     WandbConfig,
     WandbSink,
@@ -166,9 +167,14 @@ class Outcome(NamedTuple):
 
     @property
     def kept(self) -> dict[str, Any]:
-        """The row of the evaluation whose policy was kept."""
+        """The row of the evaluation whose policy was kept.
+
+        A killed run may have kept it after its last checkpoint, and no later one may be better.
+        """
         epoch = load_policy(self.workdir / "policy").manifest["record"]["epoch"]
-        return next(row for row in self.rows if row["epoch"] == epoch)
+        path = self.workdir / "metrics.superseded.jsonl"
+        superseded = reversed(read_metrics(path)) if path.exists() else ()
+        return next(row for row in (*self.rows, *superseded) if row["epoch"] == epoch)
 
     def numbers(self, epoch: int, steps: str) -> list[tuple[str, str, str]]:
         """Label, value and note of what the training took, for reports.
@@ -261,6 +267,8 @@ def run(experiment: Experiment, workdir: str | Path) -> Outcome:
 def _train(
     experiment: Experiment, workdir: Path, signals: _Signals, progress: _Progress
 ) -> Outcome:
+    if (workdir / PRUNED).exists():  # from its beginning, it would replace its own policy
+        raise UserError(f"{workdir}: this run's checkpoints were pruned: choose another --workdir")
     with contextlib.ExitStack() as stack:
         checkpointer = Checkpointer(workdir / "checkpoints")
         stack.callback(checkpointer.close)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from core_rl.errors import UserError
-from core_rl.tracking import RECORD, flatten, is_held, read_metrics, read_record
+from core_rl.tracking import RECORD, flatten, is_held, module_of, read_metrics, read_record
 
 METRICS = "metrics.jsonl"
 
@@ -21,8 +21,9 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """By dotted name."""
-        return flatten(self.record["config"])
+        """By dotted name, as of the last start: a resume may change how long a run is."""
+        starts = [self.record, *self.record["resumes"]]
+        return flatten([start["config"] for start in starts if "config" in start][-1])
 
     @property
     def seeds(self) -> list[int]:
@@ -30,18 +31,14 @@ class Run:
 
     @property
     def module(self) -> str:
-        """What was started with `python -m`; empty where it was not."""
-        return module_of(self.record.get("argv", []))
+        """The experiment; of older records what was started with `python -m`, empty where it was
+        not."""
+        return self.record.get("module") or module_of(self.record.get("argv", []))
 
     @property
     def is_running(self) -> bool:
         """Whether a process holds the directory."""
         return is_held(self.directory)
-
-
-def module_of(argv: list[str]) -> str:
-    """The module of a command with `-m`."""
-    return argv[argv.index("-m") + 1] if "-m" in argv[:-1] else ""
 
 
 def read_run(directory: Path) -> Run:

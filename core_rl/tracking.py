@@ -32,8 +32,10 @@ from core_rl import flags
 from core_rl.errors import UserError, storage_errors
 
 RECORD = "record.json"
+PRUNED = "pruned"  # in a run's directory: its checkpoints were deleted on purpose
 ENVIRONMENT = ("XLA_", "JAX_", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")  # what changes results
 CODE = Path(__file__).parent
+LOCK_WAIT = 1.0  # for who only looks whether a directory is held [s]
 MIRRORED = "mirrored.json"  # in the directory of W&B's files: what is safely in the mirror
 
 
@@ -71,12 +73,17 @@ def open_workdir(path: str | os.PathLike[str]) -> Iterator[Path]:
         reason = "it is a file" if directory.is_file() else error.strerror
         raise RecordError(f"cannot use {directory} as work directory: {reason}") from None
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            owner = lock.read().strip() or "unknown"
-            raise RecordError(f"{directory} is in use by process {owner}") from None
+        deadline = time.monotonic() + LOCK_WAIT
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    lock.seek(0)
+                    owner = lock.read().strip() or "unknown"
+                    raise RecordError(f"{directory} is in use by process {owner}") from None
+                time.sleep(LOCK_WAIT / 20)
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -91,7 +98,8 @@ def is_held(workdir: Path) -> bool:
         return False
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Shared, since NFS gives no exclusive lock of a file that is open for reading.
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
     return False
@@ -394,6 +402,7 @@ def write_record(
         record = {
             "started": _now(),
             "argv": sys.orig_argv,
+            "module": _module_of(config),
             "seeds": seeds,
             "config": flags.to_dict(config),
             "code": code_version(),
@@ -416,11 +425,27 @@ def write_record(
             "time": _now(),
             "epoch": resumed_epoch,
             "argv": sys.orig_argv,
+            "config": flags.to_dict(config),
             "code": code_version(),
         }
         record["resumes"].append(resume)
     write_json(workdir / RECORD, record)
     return record
+
+
+def _module_of(config: Any) -> str:
+    """The experiment whose options these are: what was started, unless that has others and led to
+    this one."""
+    started = getattr(sys.modules["__main__"], "CONFIG", None)
+    own = type(config).__module__
+    if isinstance(started, type(config)) or own == "__main__":
+        return module_of(sys.orig_argv)
+    return own
+
+
+def module_of(argv: Sequence[str]) -> str:
+    """The module of a command with `-m`; empty where there is none."""
+    return argv[argv.index("-m") + 1] if "-m" in argv[:-1] else ""
 
 
 def read_record(workdir: Path) -> dict[str, Any] | None:

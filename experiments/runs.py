@@ -7,7 +7,8 @@
     ./run python -m experiments.runs runs/sweeps --prune     # says what it would delete; --yes does
 
 `--replay` writes the command that has the recorded options, whatever the defaults are by now, and
-says what is not as it was: versions, commit, device. `--prune` deletes checkpoints of runs that
+says what is not as it was: versions, commit, device; a run with an option that is gone and was in
+use has no such command. `--prune` deletes checkpoints of runs that
 finished, and directories that hold nothing but a start; records, metrics and policies stay.
 """
 
@@ -28,7 +29,7 @@ import jax
 from core_rl import flags
 from core_rl.errors import UsageError, UserError
 from core_rl.runs import METRICS, Run, find_runs, read_run
-from core_rl.tracking import RECORD, RecordError, code_version, flatten, text_of
+from core_rl.tracking import PRUNED, RECORD, RecordError, code_version, flatten, text_of
 
 # What a run has before its first epoch; a directory with anything else is not only a run's.
 START = (RECORD, METRICS, "lock", "wandb", "checkpoints")
@@ -147,7 +148,8 @@ def default_of(run: Run) -> Any:
 def command_of(run: Run, workdir: str) -> tuple[list[str], list[str]]:
     """The flags of a run that are not today's defaults, and what of its options is gone.
 
-    Raises UserError where a value is not allowed any more.
+    Raises UserError where a value is not allowed any more, and where an option that is gone was in
+    use.
     """
     default = default_of(run)
     today, arguments, gone = flags.flatten(default), [], []
@@ -160,6 +162,8 @@ def command_of(run: Run, workdir: str) -> tuple[list[str], list[str]]:
         text = text_of(value)
         if text != flags.format_text(today[name]):
             arguments.append(f"--{name}={text}")
+    if used := [f"{name}={text_of(run.config[name])}" for name in gone if run.config[name]]:
+        raise UserError(f"{run.directory}: no command has its {', '.join(used)} any more")
     if workdir:
         arguments.append(f"--workdir={workdir}")
     made = flags.to_dict(flags.parse(default, arguments))
@@ -230,6 +234,8 @@ def prune(config: RunsConfig, runs: Sequence[Run]) -> int:
         total += size
         print(f"{'deletes' if config.yes else 'would delete'} {path}  {size / 1e6:.1f} MB")
         if config.yes:
+            if path != run.directory:
+                (run.directory / PRUNED).touch()
             shutil.rmtree(path)
     print(f"{total / 1e6:.1f} MB" + ("" if config.yes else "; --yes deletes them"))
     return 0

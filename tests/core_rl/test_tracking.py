@@ -2,11 +2,13 @@
 
 import dataclasses
 import errno
+import fcntl
 import json
 import math
 import os
 import subprocess
 import sys
+import threading
 import time
 import types
 
@@ -57,6 +59,18 @@ class TestWorkdir:
                     pass
         with open_workdir(tmp_path):
             pass
+
+    def test_is_looked_at_without_locking_others_out(self, tmp_path):
+        (tmp_path / "lock").write_text("")
+        with open(tmp_path / "lock") as lock:
+            # Others may look at the same time, and who wants to begin waits for a moment.
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            assert not tracking.is_held(tmp_path)
+            timer = threading.Timer(0.2, lambda: fcntl.flock(lock, fcntl.LOCK_UN))
+            timer.start()
+            with open_workdir(tmp_path):
+                assert tracking.is_held(tmp_path)
+            timer.join()
 
     def test_names_what_cannot_be_a_directory(self, tmp_path):
         (tmp_path / "file").write_text("")
@@ -158,8 +172,20 @@ class TestRecord:
         second = tracking.read_record(tmp_path)
         assert second is not None
         (resume,) = second.pop("resumes")
-        assert resume["epoch"] == 4
+        assert resume["epoch"] == 4 and resume["config"] == second["config"]
         assert {**second, "resumes": []} == first
+
+    def test_names_the_experiment_that_has_these_options(self, tmp_path, monkeypatch):
+        started = ["python", "-m", "experiments.of_this_config", "--seed=1"]
+        monkeypatch.setattr(sys, "orig_argv", started)
+        for name, default, expected in [
+            ("started", Config(seed=1), "experiments.of_this_config"),
+            ("led_to", AgentConfig(), __name__),  # which has options of its own
+        ]:
+            monkeypatch.setattr(sys.modules["__main__"], "CONFIG", default, raising=False)
+            (tmp_path / name).mkdir()
+            record = tracking.write_record(tmp_path / name, Config(), seeds=[0])
+            assert record["module"] == expected
 
     def test_a_resume_with_another_config_names_the_flags(self, tmp_path):
         tracking.write_record(tmp_path, Config(), seeds=[0])

@@ -271,14 +271,35 @@ def test_a_record_becomes_its_command_again(folder, capsys):
 def test_an_option_that_is_gone_is_told(folder, capsys):
     path = folder / "x0.1-s0/record.json"
     record = json.loads(path.read_text())
-    record["config"]["agent"]["momentum"] = 0.9
+    record["config"]["agent"] |= {"momentum": 0.0, "clip": None}
     write_json(path, record)
     assert runs.main(RunsConfig(replay=str(path))) == 0
-    assert "option: agent.momentum=0.9 then, gone now" in capsys.readouterr().err
+    assert "option: agent.momentum=0.0 then, gone now" in capsys.readouterr().err
+    record["config"]["agent"]["momentum"] = 0.9
+    write_json(path, record)
+    with pytest.raises(UserError, match=r"no command has its agent\.momentum=0\.9 any more"):
+        runs.main(RunsConfig(replay=str(path)))
+    record["config"]["agent"]["momentum"] = 0.0
     record["argv"] = ["pytest"]
     write_json(path, record)
     with pytest.raises(UserError, match="names no module"):
         runs.main(RunsConfig(replay=str(path)))
+
+
+def test_a_run_that_went_on_with_other_options_is_replayed_as_it_ended(folder, capsys):
+    path = folder / "x0.1-s0/record.json"
+    record = json.loads(path.read_text())
+    longer = {**record["config"], "train": {"num_epochs": 5, "sleep": 0.0, "stop_at": 0}}
+    # The module of the options, not what was started and led to it.
+    record |= {"module": "tests.experiments.tiny_experiment", "argv": ["python", "-m", "nothing"]}
+    record["resumes"] = [{"epoch": 2, "config": longer}, {"epoch": 3}]
+    write_json(path, record)
+    rows = [{"epoch": k, "env_steps": k, "eval/score": 0.0} for k in range(1, 6)]
+    (path.parent / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert runs.main(RunsConfig(replay=str(path))) == 0
+    command = capsys.readouterr().out
+    assert "-m tests.experiments.tiny_experiment " in command and "num_epochs=5" in command
+    assert runs.state_of(runs.read_run(path.parent)) == "finished"
 
 
 def test_pruning_keeps_everything_but_checkpoints_and_empty_runs(folder, capsys):

@@ -25,7 +25,7 @@ from core_rl.errors import UserError
 from core_rl.launch import _with_trained_agent, run, trained_agent
 from core_rl.policy import load_policy
 from core_rl.tracking import read_metrics
-from experiments import qr_sac, sophy_evaluate, sophy_time_trial
+from experiments import qr_sac, runs, sophy_evaluate, sophy_time_trial
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -252,6 +252,29 @@ def test_another_configuration_in_the_same_workdir_is_refused(tmp_path, capsys):
     capsys.readouterr()
     line = failure(capsys, qr_sac.train, qr_sac.CONFIG, *arguments, "--agent.n_step=3")
     assert "--agent.n_step=1" in line
+
+
+def test_a_pruned_run_does_not_begin_anew(tmp_path, capsys):
+    arguments = [*TINY, "--train.num_epochs=2", f"--workdir={tmp_path}"]
+    config = flags.parse(qr_sac.CONFIG, arguments)
+    run(qr_sac.make_experiment(config), tmp_path)
+    before = (tmp_path / "policy/params.npz").read_bytes()
+    assert runs.main(runs.RunsConfig((str(tmp_path),), prune=True, yes=True)) == 0
+    line = failure(capsys, qr_sac.train, qr_sac.CONFIG, *arguments)
+    assert f"{tmp_path}: this run's checkpoints were pruned" in line
+    assert (tmp_path / "policy/params.npz").read_bytes() == before
+    assert len(rows_of(tmp_path)) == 2
+
+
+def test_the_kept_policy_s_row_may_be_superseded(tmp_path):
+    """The run was killed after its best epoch and before that one's checkpoint."""
+    config = flags.parse(qr_sac.CONFIG, [*TINY, "--train.num_epochs=2", f"--workdir={tmp_path}"])
+    outcome = run(qr_sac.make_experiment(config), tmp_path)
+    best = outcome.kept
+    rest = [row for row in outcome.rows if row["epoch"] != best["epoch"]]
+    lines = [json.dumps({**best, "attempt": number}) + "\n" for number in (0, 1)]
+    (tmp_path / "metrics.superseded.jsonl").write_text("".join(lines))
+    assert outcome._replace(rows=rest).kept["attempt"] == 1
 
 
 def test_an_unknown_environment_is_refused_in_one_line(tmp_path, capsys):
