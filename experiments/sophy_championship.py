@@ -57,6 +57,7 @@ from experiments.sophy_weekend import (
     weekend_env,
     weekend_points,
 )
+from projects.sophy.field import CIRCUIT_WORDS, listed
 from projects.sophy.race_env import RaceConfig, RaceEnv, race_of
 from projects.sophy.race_replay import show_race
 from projects.sophy.results import Results, drive_races, points_of, row_of
@@ -228,7 +229,7 @@ class Held(NamedTuple):
 def of_three_races(race: RaceConfig, named: str) -> RaceConfig:
     """A championship's, on no more circuits than it has races. Raises UsageError where more were
     `named`."""
-    circuits = race.solo.circuit.split(",")
+    circuits = listed(race.solo.circuit, CIRCUIT_WORDS)
     if named and len(circuits) > len(LAPS):
         raise UsageError(
             f"--circuits={named}: a championship has {len(LAPS)} races, name so many circuits at "

@@ -58,6 +58,9 @@ def test_a_championship_takes_the_first_three_circuits_of_a_policy():
     solo = TimeTrialConfig(circuit="thimble,ribbon,larkspur,bracken")
     race = of_three_races(RaceConfig(solo=solo), named="")
     assert race.solo.circuit == "thimble,ribbon,larkspur"
+    # A word may stand for many.
+    many = of_three_races(RaceConfig(solo=TimeTrialConfig(circuit="built_in")), named="")
+    assert len(many.solo.circuit.split(",")) == 3
 
 
 def test_an_expert_starts_last_and_passes_beginners(tmp_path, capsys):
