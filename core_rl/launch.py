@@ -37,6 +37,7 @@ from core_rl.tracking import (
     JsonlSink,
     WandbConfig,
     WandbSink,
+    cell_of_agent,
     open_workdir,
     read_metrics,
     write_record,
@@ -254,11 +255,14 @@ class _Progress:
 
 
 def run(experiment: Experiment, workdir: str | Path) -> Outcome:
-    """Starts or resumes `experiment` in `workdir` and returns when it ended in order.
+    """Starts or resumes `experiment` in `workdir`, or in a cell of its own below it where W&B's
+    agent asks, and returns when it ended in order.
 
     Raises UserError (unwritable or locked directory, another configuration, a full disk, a loss
     that is not finite); what was recorded before stays.
     """
+    if cell := cell_of_agent():
+        workdir = Path(workdir) / cell
     with open_workdir(workdir) as directory, _Signals() as signals:
         with _Progress(experiment.config.train.num_epochs) as progress:
             return _train(experiment, Path(directory), signals, progress)

@@ -60,6 +60,15 @@ class WandbConfig:
             raise ValueError(f"init_timeout must be positive, got {self.init_timeout}")
 
 
+def cell_of_agent() -> Path | None:
+    """Where, below its `--workdir`, a run is kept that W&B's agent has started; None: it has not.
+
+    The agent gives all runs of a sweep the same command, up to what the sweep varies.
+    """
+    sweep, run = os.environ.get("WANDB_SWEEP_ID"), os.environ.get("WANDB_RUN_ID")
+    return Path(f"sweep-{sweep}", run) if sweep and run else None
+
+
 @contextlib.contextmanager
 def open_workdir(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Creates a run's directory and keeps other processes out of it until the block ends."""
@@ -223,6 +232,9 @@ class WandbSink:
         self._latest: dict[str, Any] = {}  # of every column
         self._run: Any = None
         self._off = config.mode == "disabled"
+        # A run that W&B's agent started is for its server, which proposes by what runs tell.
+        agents = cell_of_agent() is not None and not self._off
+        self._mode: Literal["offline", "online", "disabled"] = "online" if agents else config.mode
         with self._mirroring():
             if rows is not None:
                 self._take_stock(rows)
@@ -245,7 +257,7 @@ class WandbSink:
     def keep(self, policy: Path) -> None:
         """Uploads a policy bundle that is the best so far; offline, `show` does once at the end."""
         with self._mirroring():
-            if self._run is not None and self._config.mode == "online":
+            if self._run is not None and self._mode == "online":
                 self._log_policy(policy)
 
     def show(self, exit_code: int = 0) -> None:
@@ -297,7 +309,7 @@ class WandbSink:
 
         config, environment = self._config, os.environ.get
         self._run = wandb.init(
-            mode=config.mode,
+            mode=self._mode,
             project=config.project,
             entity=config.entity,
             group=config.group
@@ -317,7 +329,7 @@ class WandbSink:
         )
         self._run.define_metric("env_steps")
         self._run.define_metric("*", step_metric="env_steps")
-        if config.mode == "online":
+        if self._mode == "online":
             print(f"W&B: {self._run.url}", file=sys.stderr)
 
     def _take_stock(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -334,7 +346,7 @@ class WandbSink:
 
     def _lacking(self, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         known = self._epoch
-        if self._config.mode == "online" and self._attempt > 0:
+        if self._mode == "online" and self._attempt > 0:
             # Of a killed run the server still tells the last row that it got.
             if self._run.summary.get("attempt") == self._attempt - 1:
                 known = max(known, self._run.summary.get("epoch", 0))

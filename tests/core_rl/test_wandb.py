@@ -174,6 +174,7 @@ class StandIn:
     def __init__(self):
         self.rows: list[dict[str, Any]] = []
         self.summary, self.known, self.artifacts = "{}", False, []
+        self.sweep, self.proposals, self.streams = "", [], set()
         stand_in = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -205,6 +206,7 @@ class StandIn:
             def do_POST(self):
                 content = self.body()
                 if self.path.endswith("/file_stream"):
+                    stand_in.streams.add(self.path.split("/")[-2])  # the run's id
                     self.reply(stand_in.take(json.loads(content).get("files") or {}))
                 elif self.path.endswith("/graphql"):
                     asked = json.loads(content)
@@ -257,6 +259,19 @@ class StandIn:
             artifact = {"id": "a", "state": "COMMITTED"}
             artifact["artifactSequence"] = {"id": "s", "latestArtifact": None}
             return {"createArtifact": {"artifact": artifact}}
+        if name == "ArtifactType":
+            return {"project": None}
+        if "viewer" in query and name != "UpsertBucket":
+            return {"viewer": {"id": "e", "username": "me", "entity": "me", "flags": "{}"}}
+        if name == "SweepWithRuns":
+            return {"project": {"sweep": {"config": self.sweep, "runs": {"edges": []}}}}
+        if name == "CreateAgent":
+            return {"createAgent": {"agent": {"id": "agent"}}}
+        if name == "Heartbeat":  # a run at a time, then the end
+            busy = json.loads(variables["runState"])
+            end = [{"type": "exit"}]
+            commands = [] if busy else [self.proposals.pop(0)] if self.proposals else end
+            return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(commands)}}
         if name == "CreateRunFiles":
             files = [
                 {"name": file, "uploadUrl": f"{address}/up/{file}"} for file in variables["files"]
@@ -560,6 +575,51 @@ def test_a_run_is_mirrored_with_its_options_its_media_and_its_policy(tmp_path, s
     assert model["artifactTypeName"] == "model"
     assert model["artifactCollectionName"] == f"tiny-s3-{told['run_id']}-policy"
     assert {alias["alias"] for alias in model["aliases"]} == {"best", "latest"}
+
+
+def test_wandb_s_agent_runs_cells_of_their_own_that_reach_the_server(tmp_path, server):
+    """A real agent, of a sweep whose command names no directory, as those of our files."""
+    script = tmp_path / "cell.py"
+    script.write_text(
+        f"""if True:
+        import sys
+        from core_rl import launch
+        from core_rl.tracking import WandbConfig
+        from tests.core_rl.test_wandb import tiny
+
+        launch._save_bundle = lambda *_: None
+        num_epochs = int(sys.argv[1].removeprefix("--train.num_epochs="))
+        workdir = {str(tmp_path / "run")!r}
+        launch.run(tiny(workdir, num_epochs, WandbConfig()), workdir)
+        """
+    )
+    server.sweep = json.dumps({"command": [sys.executable, str(script), "${args}"]})
+    for name, num_epochs in (("one", 1), ("two", 2)):
+        arguments = {"train.num_epochs": {"value": num_epochs}}
+        server.proposals.append({"type": "run", "run_id": name, "program": "", "args": arguments})
+    done = subprocess.run(
+        [WANDB, "agent", "me/champion-control/abc"],
+        env={**os.environ, **server.environment(tmp_path / "cache"), "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    for name, num_epochs in (("one", 1), ("two", 2)):
+        cell = tmp_path / "run/sweep-abc" / name
+        assert len(read_metrics(cell / "metrics.jsonl")) == num_epochs
+    assert server.streams >= {"one", "two"}
+    assert [row["epoch"] for row in server.rows] == [1, 1, 2]
+
+
+def test_under_an_agent_only_disabled_keeps_a_run_from_the_server(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    monkeypatch.setenv("WANDB_RUN_ID", "one")
+    for config, mode in ((OFFLINE, "online"), (ONLINE, "online"), (OFF, None)):
+        fake_run = fake(monkeypatch)
+        WandbSink(config, tmp_path, "oval-s0", Config()).close()
+        assert fake_run.options.get("mode") == mode
 
 
 @pytest.mark.usefixtures("small_bundles", "fresh_wandb")
