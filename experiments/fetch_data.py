@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 
 from core_rl import flags
 from core_rl.errors import UsageError, UserError, storage_errors
-from core_rl.tracking import write_json
+from core_rl.tracking import open_workdir, write_json
 
 SERVER = "https://raw.githubusercontent.com"
 RECORD = "SOURCE.json"
@@ -455,7 +455,8 @@ def main(config: FetchConfig) -> int:
     progress, unchecked = Progress(jobs), []
     try:
         for job in jobs:
-            told = download(job, config.mirror or SERVER, progress)
+            with open_workdir(job.target.parent):  # a second process would spoil the partial file
+                told = download(job, config.mirror or SERVER, progress)
             if not job.expected:
                 unchecked.append(f"{job.target}: {told}")
     finally:

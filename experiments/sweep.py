@@ -149,8 +149,17 @@ def read_sweep(path: str, vmap_seeds: bool) -> Sweep:
             raise UserError(f"{path}: {key} is missing")
     if plan["method"] not in METHODS:
         raise UserError(f"{path}: method must be {', '.join(METHODS)}, got {plan['method']!r}")
-    plan["parameters"] = dict(plan["parameters"] or {})
-    metric = plan.get("metric") or {}
+    parameters = {
+        name: _mapping(path, f"parameters.{name}", entry, "{values: [1, 2]}")
+        for name, entry in _mapping(
+            path, "parameters", plan["parameters"], "{seed: {values: [1, 2]}}"
+        ).items()
+    }
+    plan["parameters"] = parameters
+    metric = _mapping(path, "metric", plan.get("metric"), "{name: eval/score, goal: maximize}")
+    cap = plan.get("run_cap") or 0
+    if not isinstance(cap, int) or cap < 0:
+        raise UserError(f"{path}: run_cap must be a whole number, got {cap!r}")
     if plan["method"] == "bayes" and "name" not in metric:
         raise UserError(f"{path}: method bayes needs a metric with a name and a goal")
     goal = metric.get("goal", "maximize")
@@ -158,11 +167,9 @@ def read_sweep(path: str, vmap_seeds: bool) -> Sweep:
         raise UserError(f"{path}: metric.goal must be {' or '.join(GOALS)}, got {goal!r}")
     module, defaults = _experiment(path, str(plan["program"]))
     seeds = _shared_seeds(plan) if vmap_seeds else ()
-    parameters = {name: dict(value or {}) for name, value in plan["parameters"].items()}
     if seeds:
         parameters["seed"] = {"value": seeds[0]}
         parameters["num_seeds"] = {"value": len(seeds)}
-    plan = {**plan, "parameters": parameters}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydantic's, of how the package is written
         import sweeps
@@ -170,7 +177,11 @@ def read_sweep(path: str, vmap_seeds: bool) -> Sweep:
     if violations := sweeps.schema_violations_from_proposed_config(asked):
         raise UserError(f"{path}: {'; '.join(violations)}")
     known = flags.flatten(defaults)
-    for name in parameters:
+    for name, entry in parameters.items():
+        if plan["method"] == "grid" and not {"value", "values"} & set(entry):
+            raise UserError(
+                f"{path}: parameters.{name} must have value or values in a grid, got {entry}"
+            )
         if name not in known:
             # The experiment's own words, which name the nearest flag.
             try:
@@ -183,9 +194,16 @@ def read_sweep(path: str, vmap_seeds: bool) -> Sweep:
         plan=asked,
         metric=str(metric.get("name", "")),
         sign=GOALS[goal],
-        cap=int(plan.get("run_cap") or 0),
+        cap=cap,
         seeds=seeds,
     )
+
+
+def _mapping(path: str, name: str, value: Any, example: str) -> dict[str, Any]:
+    """A part of the file that holds others; empty where it is not there."""
+    if value is not None and not isinstance(value, dict):
+        raise UserError(f"{path}: {name} must be a mapping such as {example}, got {value!r}")
+    return dict(value or {})
 
 
 def _experiment(path: str, program: str) -> tuple[str, Any]:
@@ -202,7 +220,7 @@ def _experiment(path: str, program: str) -> tuple[str, Any]:
 
 def _shared_seeds(plan: dict[str, Any]) -> tuple[int, ...]:
     """The seeds that every cell of a grid has in common, where one process can train them all."""
-    values = dict(plan["parameters"].get("seed") or {}).get("values")
+    values = plan["parameters"].get("seed", {}).get("values")
     if plan["method"] != "grid" or not values or "num_seeds" in plan["parameters"]:
         return ()
     first = values[0]
@@ -480,12 +498,19 @@ def saved_by_seeds(cells: list[Cell], num_seeds: int) -> float:
 
 
 def check_arguments(sweep: Sweep, cells: list[Cell], path: str, seed: int) -> None:
-    """Raises UserError where the experiment does not take the first proposal's values."""
-    parameters = cells[0].parameters if cells else propose(sweep, [], seed)
-    try:
-        flags.parse(sweep.defaults, arguments_of(parameters or {}))
-    except UsageError as error:
-        raise UserError(f"{path}: {sweep.module} does not take a proposal: {error}") from None
+    """Raises UserError where the experiment does not take the first proposal's values, or another
+    of those that the file lists."""
+    parameters = (cells[0].parameters if cells else propose(sweep, [], seed)) or {}
+    others = [
+        {**parameters, name: value}
+        for name, entry in sweep.plan["parameters"].items()
+        for value in entry.get("values", ())
+    ]
+    for proposal in (parameters, *others):
+        try:
+            flags.parse(sweep.defaults, arguments_of(proposal))
+        except UsageError as error:
+            raise UserError(f"{path}: {sweep.module} does not take a proposal: {error}") from None
 
 
 def main(config: SweepConfig) -> int:

@@ -15,6 +15,7 @@ import pytest
 
 from core_rl import flags
 from core_rl.errors import StorageError, UsageError, UserError
+from core_rl.tracking import open_workdir
 from experiments import fetch_data
 from experiments.fetch_data import FetchConfig, File, Source
 
@@ -137,9 +138,9 @@ def fetch(server, tmp_path):
 
 
 def names(folder):
-    """Files below a folder, without the records."""
+    """Files below a folder, without the records and locks."""
     paths = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(path.name for path in paths if path.name != "SOURCE.json")
+    return sorted(path.name for path in paths if path.name not in ("SOURCE.json", "lock"))
 
 
 def test_files_come_with_a_record_of_their_source(fetch, server, tmp_path, capsys):
@@ -166,7 +167,7 @@ def test_the_licence_is_shown_before_anything_is_written(fetch, server, tmp_path
     shown = capsys.readouterr().err
     assert "licence  Free for all, https://example.org/free" in shown
     assert "(c) somebody" in shown and f"somebody/signs, commit {COMMIT}" in shown
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.rglob("*.*"))
 
 
 def test_a_set_without_licence_says_so(fetch, tmp_path, capsys):
@@ -304,6 +305,14 @@ def test_a_killed_download_goes_on(fetch, server, tmp_path, monkeypatch):
     assert (tmp_path / "signs/letters.txt").read_bytes() == LETTERS
 
 
+def test_a_folder_that_another_process_fills_is_left_to_it(fetch, server, tmp_path):
+    with open_workdir(tmp_path / "signs"):
+        with pytest.raises(UserError, match=f"signs is in use by process {os.getpid()}"):
+            fetch("signs")
+    assert not server.asked and not names(tmp_path)
+    assert fetch("signs") == 0
+
+
 def test_a_kill_before_the_last_step_leaves_no_file_of_unknown_origin(fetch, tmp_path, monkeypatch):
     replace = os.replace
 
@@ -369,7 +378,7 @@ def test_a_web_page_instead_of_a_file_is_refused(fetch, server, tmp_path):
     server.kind = "text/html; charset=utf-8"
     with pytest.raises(UserError, match="sends a web page"):
         fetch("words")
-    assert not list(tmp_path.iterdir())
+    assert not names(tmp_path)
 
 
 def test_without_length_and_sha256_nobody_could_see_a_broken_connection(fetch, server):
@@ -388,7 +397,7 @@ def test_an_unreachable_server_is_one_clear_line(server, tmp_path, capsys):
     assert stop.value.code == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert url in last and "the server cannot be reached: Connection refused" in last
-    assert not list(tmp_path.iterdir())
+    assert not names(tmp_path)
 
 
 def test_a_destination_that_is_a_file_is_refused(server, tmp_path):
