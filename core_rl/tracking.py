@@ -484,8 +484,8 @@ def check_same_config(
     old, new = flatten(record["config"]), flatten(flags.to_dict(config))
     differing = [
         f"--{name}={_text(old, name)} (now {_text(new, name)})"
-        for name in {**old, **new}
-        if old.get(name, ...) != new.get(name, ...) and not is_below(name, may_differ)
+        for name in changed(old, new)
+        if not is_below(name, may_differ)
     ]
     if differing:
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
@@ -504,6 +504,11 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What two mappings have not in common, or not with the same value."""
+    return [name for name in {**old, **new} if old.get(name, ...) != new.get(name, ...)]
 
 
 def is_below(name: str, groups: Iterable[str]) -> bool:

@@ -8,8 +8,8 @@
 
 `--replay` writes the command that has the recorded options, whatever the defaults are by now, and
 says what is not as it was: versions, commit, device; a run with an option that is gone and was in
-use has no such command. `--prune` deletes checkpoints of runs that
-finished, and directories that hold nothing but a start; records, metrics and policies stay.
+use has no such command. `--prune` deletes checkpoints of runs that finished, and directories that
+hold nothing but a start; records, metrics and policies stay.
 """
 
 import dataclasses

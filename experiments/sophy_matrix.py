@@ -297,16 +297,12 @@ def main(config: Matrix) -> int:
     }
     digest = digest_of(config.policy)
     earlier, by = read_cells(path, digest), yardsticks(env, table)
-    keys = [(cell["circuit"], cell["car"], cell["compound"]) for cell in earlier]
-    cells = [
-        measured(cell, by, *wanted[key])
-        for key, cell in zip(keys, earlier, strict=True)
-        if key in wanted
-    ]
+    there = {(cell["circuit"], cell["car"], cell["compound"]): cell for cell in earlier}
+    cells = [measured(cell, by, *wanted[key]) for key, cell in there.items() if key in wanted]
     for cell in cells:
         if cell["alarm"]:
             print(cell["alarm"], file=sys.stderr)
-    todo = [indices for key, indices in wanted.items() if key not in keys]
+    todo = [indices for key, indices in wanted.items() if key not in there]
     began = time.monotonic()
     sink = JsonlSink(path)
     driven = drive_cells(env, policy, digest, todo, config.batch, by) if todo else ()

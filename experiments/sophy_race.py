@@ -180,8 +180,9 @@ def make_experiment(config: SophyRace) -> tuple[Experiment, RaceEnv]:
             raise UserError(
                 f"--preset={config.preset} and --env.reward are both weights: name one of them"
             )
-        weights = PRESETS[config.preset]
-        config = dataclasses.replace(config, env=dataclasses.replace(config.env, reward=weights))
+        # What is recorded are the weights themselves, and its command can be given again.
+        env_config = dataclasses.replace(config.env, reward=PRESETS[config.preset])
+        config = dataclasses.replace(config, preset="", env=env_config)
     shares = sum(share for _, share in config.train.tables)
     if abs(shares - 1.0) > 1e-6:
         # The rest of a batch would be of empty slots and of what others drove, too.

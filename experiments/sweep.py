@@ -33,6 +33,7 @@ from core_rl import flags
 from core_rl.errors import UsageError, UserError
 from core_rl.tracking import (
     RecordError,
+    changed,
     encode_json,
     flatten,
     is_held,
@@ -283,8 +284,7 @@ def keep_identity(sweep: Sweep, seed: int, out: Path) -> None:
         raise RecordError(f"{path} is damaged: {error}") from None
     differing = [
         f"{name} {old.get(name, 'absent')} (now {new.get(name, 'absent')})"
-        for name in {**old, **new}
-        if old.get(name, ...) != new.get(name, ...)
+        for name in changed(old, new)
     ]
     if differing:
         raise RecordError(

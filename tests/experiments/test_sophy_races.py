@@ -17,7 +17,7 @@ from experiments.sophy_grid import Grid
 from experiments.sophy_teams import limits_of, mean_of, news_for, race_config_of, share_cars
 from experiments.sophy_weekend import WeekendConfig, run_weekends, tell_weekends, weekend_env
 from projects.sophy.race_env import RaceConfig, RaceEnv, race_of
-from projects.sophy.race_reward import RaceRewardConfig
+from projects.sophy.race_reward import PRESETS, RaceRewardConfig
 from projects.sophy.scenarios import SCENARIOS
 from projects.sophy.time_trial import TimeTrialConfig
 
@@ -175,6 +175,12 @@ def test_published_weights_are_a_flag():
         sophy_race.make_experiment(both)
     with pytest.raises(ValueError, match="preset must be one of maggiore, seaside"):
         dataclasses.replace(sophy_race.CONFIG, preset="monza")
+    named = dataclasses.replace(sophy_race.CONFIG, preset="sarthe")
+    experiment, env = sophy_race.make_experiment(named)
+    assert env.config.reward == PRESETS["sarthe"]
+    # The recorded options are a command that may be given again.
+    again, _ = sophy_race.make_experiment(experiment.config)  # pyright: ignore[reportArgumentType]
+    assert again.config == experiment.config
 
 
 def test_measured_races_have_contact_and_wakes_whatever_a_policy_was_trained_with(monkeypatch):
