@@ -19,9 +19,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+import wandb
 from PIL import Image
 
-import wandb
 from core_rl import flags, launch
 from core_rl.launch import Experiment, RunConfig, report_end, run
 from core_rl.qr_sac import QRSACConfig
