@@ -65,6 +65,7 @@ from projects.sophy.stewards import RULES
 
 LAPS = (4, 6, 7)
 WORTH = (1, 1, 2)  # of a race's points
+SUMMARY = "summary.json"  # what `--json` prints, in the directory of results
 LONGEST = 3600.0  # that the replayed race may last [s]
 
 
@@ -311,8 +312,10 @@ def main(config: Championship) -> int:
         curves=[],
         is_run=False,
     )
+    told = {"rules": RULES, "circuits": list(env.solo.circuits), f"{event}s": config.races}
+    told |= held.told | {"seconds": round(time.monotonic() - began, 1)}
+    (out / SUMMARY).write_text(json.dumps(encode_json(told), indent=1) + "\n", encoding="utf-8")
     if config.json:
-        told = {"rules": RULES, **held.told, "seconds": round(time.monotonic() - began, 1)}
         print(json.dumps(encode_json(told)))
         return 0
     for row in held.told.values():
@@ -320,7 +323,7 @@ def main(config: Championship) -> int:
         print(show_intervals(row))
         if "fastest_laps" in row:
             print(f"  {'fastest laps':36} {show_laps(row['fastest_laps'])}")
-    written = ("report.html", "races.jsonl", f"{event}.png", "race.html", "race.png")
+    written = ("report.html", SUMMARY, "races.jsonl", f"{event}.png", "race.html", "race.png")
     files = ", ".join(str(out / name) for name in written)
     print(f"{files}, {time.monotonic() - began:.0f} s")
     return 0

@@ -142,8 +142,9 @@ def manners(results: Results, slots: np.ndarray) -> dict[str, Any]:
         """nan in events without any."""
         return np.divide(values, of, out=np.full(len(of), np.nan), where=of > 0.0)
 
-    in_traffic = ratio(total(tally.traffic_pace), total(tally.traffic_steps))
-    alone = ratio(total(tally.free_pace), total(tally.free_steps))
+    paces = [total(values) for values in (tally.traffic_pace, tally.free_pace)]
+    steps = [total(values) for values in (tally.traffic_steps, tally.free_steps)]
+    in_traffic, alone = (ratio(*one) for one in zip(paces, steps, strict=True))
     per_lap = {
         "overtakes": overtakes,
         "overtaken": total(tally.overtaken),
@@ -165,7 +166,8 @@ def manners(results: Results, slots: np.ndarray) -> dict[str, Any]:
         "share_at_fault": mean_of(ratio(faults, contacts)),
         "contacts_per_hundred_overtakes": mean_of(ratio(100.0 * contacts, overtakes)),
         "rear_end_speed": mean_of(rear_end_speed(hits)),  # 95th percentile [m/s]
-        "pace_in_traffic": mean_of(in_traffic),  # share of the reference's
+        "pace": mean_of(ratio(sum(paces), sum(steps))),  # share of the reference's
+        "pace_in_traffic": mean_of(in_traffic),
         "pace_alone": mean_of(alone),
     }
 

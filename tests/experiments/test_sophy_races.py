@@ -10,11 +10,19 @@ import pytest
 
 from core_rl import flags
 from core_rl.errors import UserError
-from experiments import sophy_championship, sophy_exams, sophy_grid, sophy_race, sophy_teams
+from experiments import (
+    sophy_championship,
+    sophy_exams,
+    sophy_grid,
+    sophy_race,
+    sophy_teams,
+    sophy_tradeoff,
+)
 from experiments.sophy_championship import LAPS, Championship, of_three_races
 from experiments.sophy_exams import EXAMS, Exam, Exams, Sat, judge_exam
 from experiments.sophy_grid import Grid
 from experiments.sophy_teams import limits_of, mean_of, news_for, race_config_of, share_cars
+from experiments.sophy_tradeoff import Tradeoff
 from experiments.sophy_weekend import WeekendConfig, run_weekends, tell_weekends, weekend_env
 from projects.sophy.race_env import RaceConfig, RaceEnv, race_of
 from projects.sophy.race_reward import PRESETS, RaceRewardConfig
@@ -52,6 +60,40 @@ def test_experts_beat_beginners_and_all_points_are_given(played):
     page = (out / "report.html").read_text()
     assert "scripted:expert against scripted:beginner" in page
     assert f"{totals[0] / 2:.3g} : {totals[1] / 2:.3g}" in page
+
+
+def test_teams_of_championships_are_drawn_as_pace_over_faults(played, tmp_path, capsys):
+    out, _ = played
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["circuits"] == ["copperbowl"] and summary["championships"] == 2
+    config = Tradeoff((str(out), str(out)), ("one", "same"), out=str(tmp_path / "t.png"), json=True)
+    assert sophy_tradeoff.main(config) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["one"] == told["same"]
+    a, b = told["one"]["team_a"], told["one"]["team_b"]
+    assert a["who"] == "scripted:expert" and a["pace"]["mean"] > b["pace"]["mean"]
+    assert (tmp_path / "t.png").stat().st_size > 5_000
+
+
+def test_results_that_cannot_be_compared_are_refused(played, tmp_path):
+    out, _ = played
+    summary = json.loads((out / "summary.json").read_text())
+    for name, text, message in [
+        ("other", json.dumps({**summary, "circuits": ["thimble"]}), r"other: circuits are \['thim"),
+        ("older", json.dumps({**summary, "rules": "steward_v1"}), "older: rules are steward_v1"),
+        ("torn", json.dumps(summary)[:-40], "torn/summary.json: not the summary of champ"),
+        ("alien", json.dumps({"team_a": {}}), "alien/summary.json: not the summary of champ"),
+    ]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            sophy_tradeoff.main(Tradeoff((str(out), str(tmp_path / name))))
+    with pytest.raises(UserError, match=r"summary.json: there is none; python -m"):
+        sophy_tradeoff.main(Tradeoff((str(tmp_path),)))
+    with pytest.raises(UserError, match="name results"):
+        sophy_tradeoff.main(Tradeoff())
+    with pytest.raises(ValueError, match="names must be as many as results, 1, got 2"):
+        Tradeoff(("a",), ("b", "c"))
 
 
 def test_a_championship_takes_the_first_three_circuits_of_a_policy():
