@@ -1,7 +1,7 @@
 """Two teams of four over a championship, as in the Race Together events of 2021.
 
     ./run python -m experiments.sophy_championship --team_a=DIR --team_b=scripted:expert
-    ./run python -m experiments.sophy_championship --team_a=DIR --team_b=DIR@0.95
+    ./run python -m experiments.sophy_championship --team_a=DIR --team_b=DIR@pro
 
 A championship is three races of 4, 6 and 7 laps from a standing grid, on which the teams' cars
 stand in turn (who stands first is drawn, and the teams change places in every other
@@ -71,7 +71,9 @@ LONGEST = 3600.0  # that the replayed race may last [s]
 
 @dataclasses.dataclass(frozen=True)
 class Championship:
-    team_a: str = ""  # policy bundle's directory, DIR@0.95: less of its speed, or scripted:LEVEL
+    team_a: str = (
+        ""  # policy bundle's directory, DIR@pro or DIR@0.9 at less speed, or scripted:LEVEL
+    )
     team_b: str = "scripted:expert"  # the same
     circuits: str = ""  # of the races in turn; empty: the first that the policy was trained on
     races: int = 20  # championships of three races each, or weekends

@@ -55,7 +55,9 @@ EXAMS: dict[str, Exam] = {
 
 @dataclasses.dataclass(frozen=True)
 class Exams:
-    policy: str = ""  # policy bundle's directory, DIR@0.95: less of its speed, or scripted:LEVEL
+    policy: str = (
+        ""  # policy bundle's directory, DIR@pro or DIR@0.9 at less speed, or scripted:LEVEL
+    )
     circuits: str = ""  # empty: as the policy was trained
     only: tuple[str, ...] = ()  # which exams; none: all
     settings: int = 64  # of each

@@ -28,6 +28,9 @@ from projects.sophy.scenarios import SCENARIOS, draw_setting, origins, table
 
 LEARNER, SCRIPTED, FROZEN = 0, 1, 2  # the drivers; frozen policies count on from FROZEN
 
+# Levels of difficulty that a policy is raced at, as shares of the speed that it asks for.
+DIFFICULTY = {"beginner": 0.8, "amateur": 0.85, "club": 0.9, "pro": 0.95, "champion": 1.0}
+
 
 @dataclasses.dataclass(frozen=True)
 class LeagueConfig:
@@ -155,7 +158,7 @@ def load_racer(name: str, env: RaceEnv) -> Callable[[Obs], Array]:
     """A frozen policy as a function of observations [M, ...].
 
     `name` is a bundle's directory, or DIR@SHARE for the same driver at a share of the speed that
-    he asks for: slower, with what he has learnt about others.
+    he asks for, or DIR@LEVEL (`DIFFICULTY`): slower, with what he has learnt about others.
 
     Raises UserError where it does not fit the race: other observations or actions.
     """
@@ -168,16 +171,22 @@ def load_racer(name: str, env: RaceEnv) -> Callable[[Obs], Array]:
 
 
 def directory_and_share(name: str) -> tuple[str, float]:
-    """The parts of DIR@SHARE; a directory alone has the whole speed. Raises UserError."""
+    """The parts of DIR@LEVEL or DIR@SHARE; a directory alone has the whole speed.
+
+    Raises UserError for what is neither.
+    """
     path, at, text = name.rpartition("@")
     if not at or Path(name).exists():
         return name, 1.0
     try:
-        share = float(text)
+        share = DIFFICULTY.get(text) or float(text)
     except ValueError:
         share = 0.0
     if not 0.5 <= share <= 1.0:
-        raise UserError(f"policy {name}: a share of the speed, 0.5 to 1, follows @, got {text!r}")
+        raise UserError(
+            f"policy {name}: {', '.join(DIFFICULTY)} or a share of the speed, 0.5 to 1, follows "
+            f"@, got {text!r}"
+        )
     return path, share
 
 

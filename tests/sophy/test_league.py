@@ -220,6 +220,7 @@ def test_a_race_is_replayed_with_its_order_and_what_the_stewards_say(env):
 def test_a_policy_is_asked_for_less_of_its_speed_by_its_name(tmp_path):
     assert directory_and_share("runs/a") == ("runs/a", 1.0)
     assert directory_and_share("runs/a@0.95") == ("runs/a", 0.95)
+    assert directory_and_share("runs/a@club") == ("runs/a", 0.9)
     strange = tmp_path / "b@0.9"
     strange.mkdir()
     assert directory_and_share(str(strange)) == (str(strange), 1.0)
