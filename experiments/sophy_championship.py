@@ -71,9 +71,7 @@ LONGEST = 3600.0  # that the replayed race may last [s]
 
 @dataclasses.dataclass(frozen=True)
 class Championship:
-    team_a: str = (
-        ""  # policy bundle's directory, DIR@pro or DIR@0.9 at less speed, or scripted:LEVEL
-    )
+    team_a: str = ""  # policy bundle: DIR; DIR@pro, DIR@0.9: at less speed; or scripted:LEVEL
     team_b: str = "scripted:expert"  # the same
     circuits: str = ""  # of the races in turn; empty: the first that the policy was trained on
     races: int = 20  # championships of three races each, or weekends

@@ -55,9 +55,7 @@ EXAMS: dict[str, Exam] = {
 
 @dataclasses.dataclass(frozen=True)
 class Exams:
-    policy: str = (
-        ""  # policy bundle's directory, DIR@pro or DIR@0.9 at less speed, or scripted:LEVEL
-    )
+    policy: str = ""  # policy bundle: DIR; DIR@pro, DIR@0.9: at less speed; or scripted:LEVEL
     circuits: str = ""  # empty: as the policy was trained
     only: tuple[str, ...] = ()  # which exams; none: all
     settings: int = 64  # of each

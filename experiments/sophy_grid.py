@@ -44,9 +44,7 @@ LONGEST = 3000.0  # that the replayed race may last [s]
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    policy: str = (
-        ""  # policy bundle's directory, DIR@pro or DIR@0.9 at less speed, or scripted:LEVEL
-    )
+    policy: str = ""  # policy bundle: DIR; DIR@pro, DIR@0.9: at less speed; or scripted:LEVEL
     circuits: str = ""  # of the races in turn; empty: as the policy was trained
     cars: int = MOST_CARS
     laps: int = 10
