@@ -166,7 +166,7 @@ def manners(results: Results, slots: np.ndarray) -> dict[str, Any]:
         "share_at_fault": mean_of(ratio(faults, contacts)),
         "contacts_per_hundred_overtakes": mean_of(ratio(100.0 * contacts, overtakes)),
         "rear_end_speed": mean_of(rear_end_speed(hits)),  # 95th percentile [m/s]
-        "pace": mean_of(ratio(sum(paces), sum(steps))),  # share of the reference's
+        "pace": mean_of(ratio(np.sum(paces, 0), np.sum(steps, 0))),  # share of the reference's
         "pace_in_traffic": mean_of(in_traffic),
         "pace_alone": mean_of(alone),
     }

@@ -30,7 +30,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -147,7 +147,8 @@ def compute_limit(
     From the quasi-steady lap on the line that makes it shortest, and (`second_guess`) from that on
     the centre line, on a coarse mesh; the better one from there with two wheels free to leave the
     road; both laps (`fine_mesh`) on a mesh twice as fine. Where no free lap is found that betters
-    the careful one, that one is kept, and the status says so.
+    the careful one, the second guess is tried in any case; where that does not help, the careful
+    lap is kept, and the status says so.
     """
     car = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), fuelled(car, car.fuel_load))
     check_fits(car, track)
@@ -164,11 +165,28 @@ def compute_limit(
         edges = mesh_of(length, nodes, states[:, 0], COARSE)
         return run(stage, edges, *sampled(length, nodes, states, nodes, controls, edges))
 
-    def refine(stage: str, solution: Solution, free: bool) -> Solution:
-        edges = mesh_of(length, coarse.edges[1:], coarse.states[1, :, 0], FINE)
-        *start, multipliers = refined(solution, edges)
-        fine = run(stage, edges, *start, multipliers, free=free)
-        return fine if fine.status in SOLVED else run(stage, edges, *start, free=free, warm=True)
+    def refine(stage: str, start: Solution, free: bool) -> Solution:
+        edges = mesh_of(length, start.edges[1:], start.states[1, :, 0], FINE)
+        *values, multipliers = refined(start, edges)
+        fine = run(stage, edges, *values, multipliers, free=free)
+        return fine if fine.status in SOLVED else run(stage, edges, *values, free=free, warm=True)
+
+    def finish(coarse: Solution) -> _Lap:
+        inside = refine("fine mesh", coarse, False) if fine_mesh else coarse
+        if inside.status not in SOLVED:
+            return _Lap(coarse, inside, inside, inside.status)
+        start = coarse.edges, coarse.states, coarse.controls
+        free = run("free lap", *start, free=True, warm=True)
+        if not fine_mesh:
+            best = free
+        elif free.status in SOLVED:
+            best = refine("free lap, fine mesh", free, True)
+        else:
+            start = inside.edges, inside.states, inside.controls
+            best = run("free lap, fine mesh", *start, free=True, warm=True)
+        if best.status not in SOLVED or best.lap_time > inside.lap_time:
+            return _Lap(coarse, inside, inside, CAREFUL_ONLY)
+        return _Lap(coarse, inside, best, best.status)
 
     single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), car)
     half_track = float(np.max(np.abs(car.wheel_y)))
@@ -182,43 +200,47 @@ def compute_limit(
             f"no lap found: IPOPT ended with {tried[0].status} after {tried[0].iterations}"
             " iterations, from both first guesses; is the circuit too tight for the car?"
         )
-    coarse = solved[0]
+    laps = [finish(solved[0])]
+    if laps[0].status not in SOLVED:
+        if len(tried) == 1:
+            tried.append(attempt("second guess", np.zeros(200)))
+            solved += [tried[1]] if tried[1].status in SOLVED else []
+        laps += [finish(other) for other in solved[1:]]
     difference = abs(tried[0].lap_time - tried[1].lap_time) if len(solved) > 1 else np.nan
-
-    inside = refine("fine mesh", coarse, False) if fine_mesh else coarse
-    if inside.status not in SOLVED:
+    found = [lap for lap in laps if lap.status in (*SOLVED, CAREFUL_ONLY)]
+    if not found:
+        failed = laps[0]
         raise LimitError(
-            f"no lap found on the fine mesh: IPOPT ended with {inside.status} after"
-            f" {inside.iterations} iterations; on the coarse one it took {coarse.lap_time:.3f} s"
+            f"no lap found on the fine mesh: IPOPT ended with {failed.status} after"
+            f" {failed.inside.iterations} iterations; on the coarse one it took"
+            f" {failed.coarse.lap_time:.3f} s"
         )
-    start = coarse.edges, coarse.states, coarse.controls
-    free = run("free lap", *start, free=True, warm=True)
-    if not fine_mesh:
-        best = free
-    elif free.status in SOLVED:
-        best = refine("free lap, fine mesh", free, True)
-    else:
-        start = inside.edges, inside.states, inside.controls
-        best = run("free lap, fine mesh", *start, free=True, warm=True)
-    status = best.status
-    if best.status not in SOLVED or best.lap_time > inside.lap_time:
-        best, status = inside, CAREFUL_ONLY
-    line = _line(best)
+    lap = min(found, key=lambda lap: lap.best.lap_time)
+    line = _line(lap.best)
     return Limit(
-        lap_time=best.lap_time,
-        status=status,
-        mesh_error=abs(inside.lap_time - coarse.lap_time) / inside.lap_time
+        lap_time=lap.best.lap_time,
+        status=lap.status,
+        mesh_error=abs(lap.inside.lap_time - lap.coarse.lap_time) / lap.inside.lap_time
         if fine_mesh
         else np.nan,
         guess_difference=float(difference),
-        careful_lap_time=inside.lap_time,
+        careful_lap_time=lap.inside.lap_time,
         iterations=sum(solution.iterations for solution in ran),
         seconds=time.monotonic() - began,
         s=line.s,
         states=line.states,
         pedal=line.pedal,
-        careful=_line(inside),
+        careful=_line(lap.inside),
     )
+
+
+class _Lap(NamedTuple):
+    """What came of one coarse lap: it and its refinement inside the lines, and the best lap."""
+
+    coarse: Solution
+    inside: Solution
+    best: Solution
+    status: str
 
 
 def _line(solution: Solution) -> Line:

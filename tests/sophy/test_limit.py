@@ -304,6 +304,40 @@ def test_what_the_table_holds_is_told_and_not_solved(monkeypatch, capsys):
     assert "gt3_fr on thimble: 0:55.791" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("times", "lap_time", "status", "stages"),
+    [
+        # The first guess's free lap is found: nothing else is tried.
+        ([60.0, 59.0], 59.0, "Solve_Succeeded", ["coarse mesh", "free lap"]),
+        # It is not: that of the second guess is, though its careful lap is slower.
+        ([60.0, None, 61.0, 59.5], 59.5, "Solve_Succeeded", ["second guess", "free lap"]),
+        # Neither is: the faster careful lap is kept.
+        ([60.0, None, 59.8, None], 59.8, limits.CAREFUL_ONLY, ["second guess", "free lap"]),
+        ([60.0, 60.5, None], 60.0, limits.CAREFUL_ONLY, ["free lap", "second guess"]),
+        ([None, 61.0, 60.0], 60.0, "Solve_Succeeded", ["second guess", "free lap"]),
+    ],
+)
+def test_a_second_guess_is_tried_where_the_first_gives_no_free_lap(
+    times, lap_time, status, stages, monkeypatch
+):
+    told, left = [], list(times)
+
+    def solve(car, track, edges, states, controls, multipliers=None, *, stage, **_):
+        told.append(stage)
+        time = left.pop(0)
+        outcome = (50.0, "Infeasible") if time is None else (time, "Solve_Succeeded")
+        unused = (states, states, controls)
+        return collocation.Solution(*outcome, 1, edges, states, controls, unused)
+
+    monkeypatch.setattr(limit, "solve", solve)
+    found = limit.compute_limit(
+        load_car("roadster_fr"), small_circuit(), second_guess=False, fine_mesh=False
+    )
+    assert (found.lap_time, found.status, left) == (lap_time, status, [])
+    assert told[-2:] == stages
+    assert found.lap_time <= found.careful_lap_time
+
+
 def test_ctrl_c_ends_a_solve_and_is_no_result():
     def interrupt(stage, iteration, objective):
         raise KeyboardInterrupt
