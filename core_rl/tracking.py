@@ -230,6 +230,7 @@ class WandbSink:
         self._directory, self._began = workdir / "wandb", time.time()
         self._epoch = 0  # the last that is in the mirror
         self._latest: dict[str, Any] = {}  # of every column
+        self._evaluated: dict[int, dict[str, Any]] = {}  # columns by epoch, where it was evaluated
         self._run: Any = None
         self._off = config.mode == "disabled"
         # A run that W&B's agent started is for its server, which proposes by what runs tell.
@@ -242,16 +243,15 @@ class WandbSink:
                 self._open()
                 lacking = self._lacking(rows or ())
                 for row in rows or ():
-                    self._latest |= self._columns(row)
+                    self._remember(row)
                 for row in lacking:
                     self.write(row)
 
     def write(self, row: Mapping[str, Any]) -> None:
         with self._mirroring():
             if self._run is not None:
-                columns = self._columns(row)
-                self._run.log(columns)
-                self._latest |= columns
+                self._run.log(self._columns(row))
+                self._remember(row)
                 self._epoch = row.get("epoch", self._epoch)
 
     def keep(self, policy: Path) -> None:
@@ -261,26 +261,29 @@ class WandbSink:
                 self._log_policy(policy)
 
     def show(self, exit_code: int = 0) -> None:
-        """Adds what a run leaves behind to its closed mirror: pages, pictures and the policy."""
+        """Adds what a run leaves behind to its closed mirror: pages, pictures, videos, the table of
+        its evaluations and the policy."""
         policy = self._workdir / "policy"
         with self._mirroring():
             # Of this start: the directory may hold what has nothing to do with the run.
             left = [
                 path
                 for path in sorted(self._workdir.iterdir())
-                if path.suffix in (".html", ".png") and path.stat().st_mtime >= self._began
+                if path.suffix in (".html", ".png", ".gif") and path.stat().st_mtime >= self._began
             ]
-            if self._off or not (left or policy.is_dir()):
+            if self._off or not (left or policy.is_dir() or self._evaluated):
                 return
             self._open()
             import wandb
 
-            media = {
-                f"media/{path.stem}": wandb.Image(str(path))
-                if path.suffix == ".png"
-                else wandb.Html(path, inject=False)  # our pages bring their own style
-                for path in left
+            shown_as = {
+                ".png": wandb.Image,
+                ".gif": lambda name: wandb.Video(name, format="gif"),
+                ".html": lambda name: wandb.Html(Path(name), inject=False),  # has its own style
             }
+            media = {f"media/{path.stem}": shown_as[path.suffix](str(path)) for path in left}
+            if self._evaluated:
+                media["evaluations"] = self._evaluations()
             # A fragment's summary replaces those before it, and its axis begins at 0.
             self._run.summary.update(self._latest)
             if media:
@@ -351,6 +354,22 @@ class WandbSink:
             if self._run.summary.get("attempt") == self._attempt - 1:
                 known = max(known, self._run.summary.get("epoch", 0))
         return [row for row in rows if row["epoch"] > known]
+
+    def _remember(self, row: Mapping[str, Any]) -> None:
+        columns = self._columns(row)
+        self._latest |= columns
+        if any(name.startswith("eval/") for name in columns):
+            self._evaluated[row["epoch"]] = columns
+
+    def _evaluations(self) -> Any:
+        """A table with a line per evaluation."""
+        import wandb
+
+        lines = [self._evaluated[epoch] for epoch in sorted(self._evaluated)]
+        shown = dict.fromkeys(name for line in lines for name in line if name.startswith("eval/"))
+        names = [name for name in ("epoch", "env_steps", "updates") if name in lines[0]]
+        names += shown
+        return wandb.Table([*names], [[line.get(name) for name in names] for line in lines])
 
     def _columns(self, row: Mapping[str, Any]) -> dict[str, Any]:
         return {**_per_seed(row), "attempt": self._attempt}

@@ -12,7 +12,7 @@ from experiments.sophy_evaluate import Evaluation, evaluate
 from projects.sophy.drive import show_time
 from projects.sophy.laps import outline_of, profile_of, shorten
 from projects.sophy.limits import cheats
-from projects.sophy.render import telemetry, track_map
+from projects.sophy.render import lap_animation, telemetry, track_map
 from projects.sophy.replay import replay_html
 from projects.sophy.time_trial import TimeTrial
 
@@ -110,6 +110,10 @@ def write_time_trial_report(outcome: Outcome, env: TimeTrial) -> Path:
     pictures = drive_pictures(evaluation)
     for name, content in pictures.items():
         (workdir / f"{name}.png").write_bytes(content)
+    laps = evaluation.laps
+    (workdir / "lap.gif").write_bytes(
+        lap_animation(outline_of(env.track), laps.drive, title_of(env))
+    )
     replay = drive_replay(evaluation)
     (workdir / "replay.html").write_text(replay, encoding="utf-8")
     record = read_record(workdir) or {}

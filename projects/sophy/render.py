@@ -4,6 +4,7 @@ Figures show km/h, degrees and g; everything else is SI and radians. They are bu
 objects with the Agg canvas, without the global state of pyplot.
 """
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from core_rl.report import GRID, INK, MUTED, encode_png
 from projects.sophy.drive import (
@@ -35,6 +37,7 @@ from projects.sophy.replay import replay_html as replay_html
 
 GRAVITY = 9.80665  # [m/s^2] standard gravity, only for showing accelerations in g
 KILOMETRES_PER_HOUR = 3.6  # per m/s
+ANIMATION_SPEED, ANIMATION_RATE = 5.0, 10  # of the lap's time, frames a second
 
 # Okabe and Ito, "Color Universal Design" (2008): told apart with any colour vision.
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -337,6 +340,57 @@ def track_map(
     below = 1 - 0.40 / figure.get_figheight()  # 0.4 inches under the top edge
     figure.text(0.012, below, _headline(stretch, reference), fontsize=9.5, color=MUTED, va="top")
     return figure
+
+
+def lap_animation(outline: CircuitOutline, drive: Drive, title: str) -> bytes:
+    """The best lap as a GIF that plays `ANIMATION_SPEED` times as fast: the car runs along its line
+    on the map, with the lap's time and the speed."""
+    stretch = _shown_stretch(drive, outline.length)
+    walls = np.concatenate([outline.wall_left, outline.wall_right])
+    width, height = walls.max(axis=0) - walls.min(axis=0)
+    turn = bool(height > width)
+    ratio = min(width, height) / max(width, height)
+    figure = _new_figure(8.0, max(8.0 * (ratio + 0.16) / 1.14, 2.5))
+    figure.set_dpi(80)
+    axes = figure.subplots()
+    _draw_map(axes, outline, drive, stretch, turn)
+    canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    canvas.draw()
+    still = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    still = still.quantize(60, dither=Image.Dither.NONE)
+    colours = (still.getpalette() or [])[: 3 * 60]
+    for colour in (VERMILION, "white", INK):
+        colours += ImageColor.getrgb(colour)[:3]
+    still.putpalette(colours)
+    paint, rim, ink = range(len(colours) // 3 - 3, len(colours) // 3)
+    position = drive.position[stretch.part]
+    shown = np.stack([-position[:, 1], position[:, 0]], axis=1) if turn else position
+    x, y = axes.transData.transform(shown).T
+    time, speed = drive.time[stretch.part], drive.speed[stretch.part] * KILOMETRES_PER_HOUR
+    lap_time = stretch.lap.lap_time
+    begin = time[0] if lap_time is None else float(np.interp(0.0, stretch.distance, time))
+    end = time[-1] if lap_time is None else begin + lap_time
+    frames, font = [], ImageFont.load_default(size=15)
+    for now in np.append(np.arange(begin, end, ANIMATION_SPEED / ANIMATION_RATE), end):
+        frame = still.copy()
+        pen = ImageDraw.Draw(frame)
+        at_x, at_y, fast = (float(np.interp(now, time, each)) for each in (x, y, speed))
+        at_y = still.height - at_y
+        pen.ellipse((at_x - 6, at_y - 6, at_x + 6, at_y + 6), fill=paint, outline=rim)
+        told = f"{title}   {show_time(float(now - begin))}   {fast:3.0f} km/h"
+        pen.text((8, 6), told, fill=ink, font=font)
+        frames.append(frame)
+    content = io.BytesIO()
+    frames[0].save(
+        content,
+        "GIF",
+        save_all=True,
+        append_images=frames[1:],
+        duration=1000 // ANIMATION_RATE,
+        loop=0,
+    )
+    return content.getvalue()
 
 
 def trade_off(

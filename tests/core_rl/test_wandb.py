@@ -547,17 +547,26 @@ def test_a_run_is_mirrored_with_its_options_its_media_and_its_policy(tmp_path, s
     for name in ("report", "replay"):
         (tmp_path / f"{name}.html").write_text(f"<p>{name}</p>")
     Image.new("RGB", (4, 4)).save(tmp_path / "map.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "lap.gif")
     report_end(outcome, tmp_path / "report.html")
 
     found = inspect(tmp_path)
     rows = history(found)
     assert_mirrors([row for row in rows if "epoch" in row], tmp_path)
     (media,) = [row for row in rows if "epoch" not in row]
-    names = ["env_steps", "media/map", "media/replay", "media/report"]
+    names = ["env_steps", "evaluations", "media/lap", "media/map", "media/replay", "media/report"]
     assert sorted({key.partition(".")[0] for key in media}) == names
     for name in ("report", "replay"):
         (page,) = (tmp_path / "wandb").glob(f"offline-run-*/files/media/html/media/{name}_*.html")
         assert page.read_text() == f"<p>{name}</p>"
+
+    (table,) = (tmp_path / "wandb").glob("offline-run-*/files/media/table/evaluations_*.json")
+    table = json.loads(table.read_text())
+    # Of both starts; the score is the sum of the epochs.
+    assert table["columns"] == ["epoch", "env_steps", "updates", "eval/score"]
+    assert [line[0] for line in table["data"]] == [1, 2, 3, 4]
+    recorded = [row["eval/score"] for row in read_metrics(tmp_path / "metrics.jsonl")]
+    assert [line[3] for line in table["data"]] == recorded
 
     told = [entry["run"] for entry in found if entry["type"] == "run"][-1]
     assert told["display_name"] == "tiny-s3" and told["job_type"] == "train"
@@ -571,8 +580,10 @@ def test_a_run_is_mirrored_with_its_options_its_media_and_its_policy(tmp_path, s
     assert {key: summary[key] for key in last} == last
     assert summary["media/report"]["_type"] == "html-file"
     assert summary["media/map"]["_type"] == "image-file"
-    (model,) = server.artifacts
-    assert model["artifactTypeName"] == "model"
+    assert summary["media/lap"]["_type"] == "video-file"
+    assert summary["evaluations"]["_type"] == "table-file"
+    model, table = sorted(server.artifacts, key=lambda one: one["artifactTypeName"])
+    assert model["artifactTypeName"] == "model" and table["artifactTypeName"] == "run_table"
     assert model["artifactCollectionName"] == f"tiny-s3-{told['run_id']}-policy"
     assert {alias["alias"] for alias in model["aliases"]} == {"best", "latest"}
 

@@ -15,6 +15,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.patches import PathPatch
 from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 
 from projects.sophy.circuits import load_circuit
 from projects.sophy.drive import (
@@ -26,9 +27,12 @@ from projects.sophy.drive import (
 )
 from projects.sophy.laps import outline_of
 from projects.sophy.render import (
+    ANIMATION_RATE,
+    ANIMATION_SPEED,
     CircuitOutline,
     Drive,
     ReferenceProfile,
+    lap_animation,
     replay_html,
     save_png,
     telemetry,
@@ -291,6 +295,23 @@ def test_the_map_shows_the_best_lap_with_equal_axes(
     top = 3.6 * drive.speed[lap.first : lap.last + 1].max()
     assert np.max(np.asarray(driven.get_ydata())) == pytest.approx(top)
     assert "A title" in figure.get_suptitle()
+
+
+def test_the_animation_plays_the_best_lap(drive: Drive, outline: CircuitOutline) -> None:
+    lap_time = best_lap(drive, outline.length).lap_time
+    assert lap_time is not None
+    film = Image.open(io.BytesIO(lap_animation(outline, drive, "A title")))
+    assert isinstance(film, GifImageFile)
+    step = ANIMATION_SPEED / ANIMATION_RATE
+    assert film.n_frames == int(np.ceil(lap_time / step)) + 1
+    frames = []
+    for number in (0, film.n_frames // 2, film.n_frames - 1):
+        film.seek(number)
+        frames.append(np.asarray(film.convert("RGB"), float))
+    red = [np.argwhere(np.abs(frame - [213, 94, 0]).sum(-1) < 60).mean(0) for frame in frames]
+    # It comes back to where it began, and was elsewhere between.
+    assert np.linalg.norm(red[0] - red[2]) < 8.0
+    assert np.linalg.norm(red[0] - red[1]) > 50.0
 
 
 def test_a_tall_circuit_is_laid_on_its_side(outline: CircuitOutline, drive: Drive) -> None:
