@@ -250,8 +250,7 @@ class WandbSink:
     def write(self, row: Mapping[str, Any]) -> None:
         with self._mirroring():
             if self._run is not None:
-                self._run.log(self._columns(row))
-                self._remember(row)
+                self._run.log(self._remember(row))
                 self._epoch = row.get("epoch", self._epoch)
 
     def keep(self, policy: Path) -> None:
@@ -355,11 +354,12 @@ class WandbSink:
                 known = max(known, self._run.summary.get("epoch", 0))
         return [row for row in rows if row["epoch"] > known]
 
-    def _remember(self, row: Mapping[str, Any]) -> None:
-        columns = self._columns(row)
+    def _remember(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        columns = {**_per_seed(row), "attempt": self._attempt}
         self._latest |= columns
         if any(name.startswith("eval/") for name in columns):
             self._evaluated[row["epoch"]] = columns
+        return columns
 
     def _evaluations(self) -> Any:
         """A table with a line per evaluation."""
@@ -370,9 +370,6 @@ class WandbSink:
         names = [name for name in ("epoch", "env_steps", "updates") if name in lines[0]]
         names += shown
         return wandb.Table([*names], [[line.get(name) for name in names] for line in lines])
-
-    def _columns(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        return {**_per_seed(row), "attempt": self._attempt}
 
     def _note(self, fragments: Sequence[str]) -> None:
         write_json(

@@ -92,6 +92,25 @@ def _ring(outer: np.ndarray, inner: np.ndarray) -> Outline:
     return Outline(closed, codes + [Outline.MOVETO] + [Outline.LINETO] * len(inner))
 
 
+class _Page(NamedTuple):
+    """How a circuit lies on the page: one that is taller than wide on its side."""
+
+    turned: bool  # a quarter turn to the left
+    ratio: float  # of the short side to the long one
+
+    def place(self, points: np.ndarray) -> np.ndarray:
+        return np.stack([-points[:, 1], points[:, 0]], axis=1) if self.turned else points
+
+
+def _page_of(outline: CircuitOutline) -> _Page:
+    walls = np.concatenate([outline.wall_left, outline.wall_right])
+    width, height = walls.max(axis=0) - walls.min(axis=0)
+    return _Page(bool(height > width), min(width, height) / max(width, height))
+
+
+_UPRIGHT = _Page(False, 1.0)
+
+
 def _round_number(value: float) -> float:
     """The largest of 1, 2, 5 times a power of ten that is not above value."""
     power = 10.0 ** np.floor(np.log10(value))
@@ -184,14 +203,11 @@ def _draw_map(
     outline: CircuitOutline,
     drive: Drive,
     stretch: _Stretch,
-    turn: bool = False,  # on its side
+    page: _Page = _UPRIGHT,
     scale: float = 1.0,
 ) -> LineCollection:
     """The circuit with the line of the stretch; `scale` spreads its labels."""
-
-    def place(points: np.ndarray) -> np.ndarray:
-        return np.stack([-points[:, 1], points[:, 0]], axis=1) if turn else points
-
+    place = page.place
     left, right, centre = place(outline.left), place(outline.right), place(outline.centre)
     walls = np.concatenate([place(outline.wall_left), place(outline.wall_right)])
     low, high = walls.min(axis=0), walls.max(axis=0)
@@ -312,15 +328,11 @@ def track_map(
 
     A circuit that is taller than wide is laid on its side (a quarter turn to the left).
     """
-    stretch = _shown_stretch(drive, outline.length)
-    walls = np.concatenate([outline.wall_left, outline.wall_right])
-    width, height = walls.max(axis=0) - walls.min(axis=0)
-    turn = bool(height > width)
-    ratio = min(width, height) / max(width, height)
-    map_height = 9.6 * (ratio + 0.16) / 1.14
+    stretch, page = _shown_stretch(drive, outline.length), _page_of(outline)
+    map_height = 9.6 * (page.ratio + 0.16) / 1.14
     figure = _new_figure(11.0, map_height + 3.0)
     upper, lower = figure.subplots(2, 1, height_ratios=[map_height, 2.2])
-    coloured = _draw_map(upper, outline, drive, stretch, turn)
+    coloured = _draw_map(upper, outline, drive, stretch, page)
     bar = figure.colorbar(coloured, ax=upper, shrink=0.55, aspect=22, pad=0.01)
     bar.set_label("speed [km/h]", **LABEL)
     bar.ax.tick_params(labelsize=8, colors=MUTED)
@@ -345,15 +357,11 @@ def track_map(
 def lap_animation(outline: CircuitOutline, drive: Drive, title: str) -> bytes:
     """The best lap as a GIF that plays `ANIMATION_SPEED` times as fast: the car runs along its line
     on the map, with the lap's time and the speed."""
-    stretch = _shown_stretch(drive, outline.length)
-    walls = np.concatenate([outline.wall_left, outline.wall_right])
-    width, height = walls.max(axis=0) - walls.min(axis=0)
-    turn = bool(height > width)
-    ratio = min(width, height) / max(width, height)
-    figure = _new_figure(8.0, max(8.0 * (ratio + 0.16) / 1.14, 2.5))
+    stretch, page = _shown_stretch(drive, outline.length), _page_of(outline)
+    figure = _new_figure(8.0, max(8.0 * (page.ratio + 0.16) / 1.14, 2.5))
     figure.set_dpi(80)
     axes = figure.subplots()
-    _draw_map(axes, outline, drive, stretch, turn)
+    _draw_map(axes, outline, drive, stretch, page)
     canvas = figure.canvas
     assert isinstance(canvas, FigureCanvasAgg)
     canvas.draw()
@@ -364,9 +372,7 @@ def lap_animation(outline: CircuitOutline, drive: Drive, title: str) -> bytes:
         colours += ImageColor.getrgb(colour)[:3]
     still.putpalette(colours)
     paint, rim, ink = range(len(colours) // 3 - 3, len(colours) // 3)
-    position = drive.position[stretch.part]
-    shown = np.stack([-position[:, 1], position[:, 0]], axis=1) if turn else position
-    x, y = axes.transData.transform(shown).T
+    x, y = axes.transData.transform(page.place(drive.position[stretch.part])).T
     time, speed = drive.time[stretch.part], drive.speed[stretch.part] * KILOMETRES_PER_HOUR
     lap_time = stretch.lap.lap_time
     begin = time[0] if lap_time is None else float(np.interp(0.0, stretch.distance, time))
@@ -430,15 +436,9 @@ class Shown(NamedTuple):
 def comparison(outline: CircuitOutline, drives: Mapping[str, Shown], title: str) -> Figure:
     """Drives by name, each on a map of its own, and below over the arc length of their best laps
     the distance to the white lines, the steering and the speed."""
-    walls = np.concatenate([outline.wall_left, outline.wall_right])
-    width, height = walls.max(axis=0) - walls.min(axis=0)
-    turn = bool(height > width)
-
-    def place(points: np.ndarray) -> np.ndarray:
-        return np.stack([-points[:, 1], points[:, 0]], axis=1) if turn else points
-
-    ratio = min(width, height) / max(width, height)
-    map_height = 11.0 / len(drives) * (ratio + 0.1)
+    page = _page_of(outline)
+    place = page.place
+    map_height = 11.0 / len(drives) * (page.ratio + 0.1)
     figure = _new_figure(11.0, map_height + 6.0)
     grid = figure.add_gridspec(2, 1, height_ratios=[map_height, 6.0])
     upper, lower = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
