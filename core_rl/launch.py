@@ -31,7 +31,7 @@ from core_rl.checkpoint import Checkpointer
 from core_rl.env import Env, State, example_obs
 from core_rl.errors import UserError
 from core_rl.policy import MANIFEST, Policy, load_policy, restore_params, save_policy
-from core_rl.qr_sac import QRSACConfig, make_qr_sac
+from core_rl.qr_sac import Hypers, QRSACConfig, make_qr_sac, members_of
 from core_rl.tracking import (
     PRUNED,
     JsonlSink,
@@ -98,7 +98,7 @@ class Experiment(NamedTuple):
     env: Env
     agent: Agent
     trainer: Trainer
-    evaluate: Callable[[Any], Metrics]  # (AgentState) -> scalars, traced and vmapped over seeds
+    evaluate: Callable[[Any], Metrics]  # (AgentState) -> scalars, traced and vmapped over members
     score: str  # the metric of `evaluate` whose largest value chooses the policy that is kept
     describe: Callable[[dict[str, float]], str]  # an evaluation in a few words, for the terminal
     bundle_extra: dict[str, Any]  # what a policy must know of its environment
@@ -317,27 +317,33 @@ def _loop(
     sink: JsonlSink,
     mirror: WandbSink,
 ) -> Outcome:
-    options, num_seeds = experiment.config.run, experiment.config.num_seeds
-    over_seeds = jax.vmap if num_seeds > 1 else lambda function: function
-    epoch_fn = jax.jit(over_seeds(experiment.trainer.epoch), donate_argnums=0)
-    evaluate_fn = jax.jit(over_seeds(experiment.evaluate))
+    options, members = experiment.config.run, _members(experiment)
+    over_members = jax.vmap if len(members) > 1 else lambda function: function
+    epoch_fn = jax.jit(over_members(experiment.trainer.epoch), donate_argnums=0)
+    evaluate_fn = jax.jit(over_members(experiment.evaluate))
 
-    seeds = [jax.random.key(seed) for seed in _seeds(experiment)]
-    keys = jnp.stack(seeds) if num_seeds > 1 else seeds[0]
-    init_fn = jax.jit(over_seeds(experiment.trainer.init))
+    keys = [jax.random.key(member.seed) for member in members]
+    begins = [(key,) for key in keys]
+    if experiment.config.agent.population:
+        begins = [
+            (key, Hypers.from_config(member.agent))
+            for key, member in zip(keys, members, strict=True)
+        ]
+    begin = jax.tree.map(lambda *each: jnp.stack(each), *begins) if len(members) > 1 else begins[0]
+    init_fn = jax.jit(over_members(experiment.trainer.init))
     if resumed is None:
         progress.update("compiling, then filling the replay with random actions")
-        state = init_fn(keys)
+        state = init_fn(*begin)
         if experiment.config.train.begin_from:
             state = _with_trained_agent(experiment, state)
     else:
         progress.say(f"resuming {workdir} after epoch {resumed}")
-        state = checkpointer.restore(resumed, jax.eval_shape(init_fn, keys))
+        state = checkpointer.restore(resumed, jax.eval_shape(init_fn, *begin))
 
     epoch = resumed or 0
     seconds_before = rows[-1]["time/train_seconds"] if rows else 0.0
     began_at = time.monotonic()
-    best = max((_best_seed(row, experiment.score)[1] for row in rows), default=-math.inf)
+    best = max((_best_member(row, experiment.score)[1] for row in rows), default=-math.inf)
     evaluations = [row for row in rows if f"eval/{experiment.score}" in row]
     said = _describe(experiment, evaluations[-1]) if evaluations else "no evaluation yet"
     reason, limit = "finished", options.minutes * 60.0 or math.inf
@@ -372,10 +378,10 @@ def _loop(
             results = jax.device_get(evaluate_fn(state.agent))
             row.update(_plain({f"eval/{name}": np.asarray(v) for name, v in results.items()}))
             said = _describe(experiment, row)
-            seed_index, score = _best_seed(row, experiment.score)
+            index, score = _best_member(row, experiment.score)
             if score > best:
                 best = score
-                _save_bundle(experiment, workdir, state.agent, seed_index, row)
+                _save_bundle(experiment, workdir, state.agent, index, row)
                 mirror.keep(workdir / "policy")
         elapsed = time.monotonic() - began_at
         row["time/train_seconds"] = seconds_before + elapsed
@@ -450,11 +456,12 @@ def _with_trained_agent(experiment: Experiment, state: TrainState) -> TrainState
     """`state` with the agent of another run's last checkpoint, or with the actor of a bundle."""
     folder = _source_of(experiment)
     adopt = experiment.agent.adopt
-    adopt = jax.vmap(adopt) if experiment.config.num_seeds > 1 else adopt
+    several = len(_members(experiment)) > 1
+    adopt = jax.vmap(adopt) if several else adopt
     if folder.name != "checkpoints":
         policy = load_policy(folder)
         bundled = functools.partial(_bundled, policy)
-        if experiment.config.num_seeds > 1:
+        if several:
             bundled = jax.vmap(bundled)
         state = dataclasses.replace(state, agent=adopt(state.agent, bundled(state.agent)))
         return jax.device_put(state, jax.local_devices()[0])
@@ -493,20 +500,33 @@ def _seeds(experiment: Experiment) -> range:
     return range(experiment.config.seed, experiment.config.seed + experiment.config.num_seeds)
 
 
+class _Member(NamedTuple):
+    """One of those that train side by side."""
+
+    agent: QRSACConfig
+    seed: int
+
+
+def _members(experiment: Experiment) -> list[_Member]:
+    """The seeds of the first member of a population, then those of the second, and so on."""
+    population = members_of(experiment.config.agent)
+    return [_Member(agent, seed) for agent in population for seed in _seeds(experiment)]
+
+
 def _plain(metrics: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Numbers, or one list per metric when there are several seeds."""
+    """Numbers, or one list per metric when there are several members."""
     return {name: value.tolist() for name, value in metrics.items()}
 
 
-def _best_seed(row: dict[str, Any], score: str) -> tuple[int, float]:
-    """The seed's index and value of the best score in a row; -inf where none was evaluated."""
+def _best_member(row: dict[str, Any], score: str) -> tuple[int, float]:
+    """The index and value of the best score in a row; -inf where none was evaluated."""
     values = np.atleast_1d(np.asarray(row.get(f"eval/{score}", -math.inf), np.float64))
     values = np.where(np.isnan(values), -math.inf, values)
     return int(np.argmax(values)), float(np.max(values))
 
 
 def _describe(experiment: Experiment, row: dict[str, Any]) -> str:
-    index, _ = _best_seed(row, experiment.score)
+    index, _ = _best_member(row, experiment.score)
     evaluation = {
         name.removeprefix("eval/"): float(np.atleast_1d(value)[index])
         for name, value in row.items()
@@ -525,18 +545,18 @@ def _not_finite(metrics: dict[str, np.ndarray]) -> list[str]:
 
 
 def _save_bundle(
-    experiment: Experiment, workdir: Path, agent_state: Any, seed_index: int, row: dict[str, Any]
+    experiment: Experiment, workdir: Path, agent_state: Any, index: int, row: dict[str, Any]
 ):
-    if experiment.config.num_seeds > 1:
-        agent_state = jax.tree.map(lambda leaf: leaf[seed_index], agent_state)
-    agent = experiment.agent
+    members = _members(experiment)
+    if len(members) > 1:
+        agent_state = jax.tree.map(lambda leaf: leaf[index], agent_state)
+    agent, config = experiment.agent, members[index].agent
 
     def apply(params: Any, obs: Obs) -> jax.Array:
         return agent.greedy(params, agent.carry(1), obs)[0]
 
     # Only what the policy reads: an actor's bundle does not ask for the critics' observations.
     obs = example_obs(experiment.env)
-    config = experiment.config.agent
     read = {name: obs[name] for name in config.actor_obs + config.static_obs}
     save_policy(
         workdir / "policy",
@@ -544,6 +564,6 @@ def _save_bundle(
         params=agent.deploy(agent_state),
         example_obs=read,
         record={name: row[name] for name in ("epoch", "env_steps", "updates")},
-        network_config=flags.to_dict(experiment.config.agent),
+        network_config=flags.to_dict(config),
         extra=experiment.bundle_extra,
     )

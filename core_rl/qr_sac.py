@@ -19,6 +19,8 @@ Re-initialisation follows Nikishin et al. 2022 (arXiv 2205.07802).
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import chex
@@ -81,8 +83,10 @@ class QRSACConfig:
     normalise_updates: int = 20_000  # updates after which those statistics freeze
     reset_interval: int = 0  # updates between re-initialisations of all networks; 0 is never
     batch_size: int = 256  # transitions per update
+    population: tuple[tuple[str, float], ...] = ()  # actor_lr:1e-4,actor_lr:3e-4 are two members
 
     def __post_init__(self):
+        self._check_population()
         positive = "num_critics num_quantiles n_step batch_size normalise_updates".split()
         for name in positive:
             if getattr(self, name) < 1:
@@ -124,6 +128,38 @@ class QRSACConfig:
             for entry in self.static_obs:
                 if entry in getattr(self, name):
                     raise ValueError(f"static_obs names {entry!r}, which {name} names too")
+
+    def _check_population(self):
+        for entry in self.population:
+            name, value = entry
+            if name not in Hypers._fields:
+                raise ValueError(
+                    f"population may vary {', '.join(Hypers._fields)}, which are numbers of a "
+                    f"compiled program, got {name!r}"
+                )
+            if self.population.count(entry) > 1:
+                raise ValueError(f"population names {name}:{value:g} twice")
+        if self.population:
+            members_of(self)  # each of which must be allowed alone
+
+
+def members_of(config: QRSACConfig) -> list[QRSACConfig]:
+    """What trains side by side: a configuration per combination of the population's numbers, the
+    last name's varying fastest; the configuration itself where there is no population."""
+    return [
+        dataclasses.replace(config, population=(), **changes)  # pyright: ignore[reportArgumentType]
+        for changes in combinations(config.population)
+    ]
+
+
+def combinations(population: Iterable[tuple[str, float]]) -> list[dict[str, float]]:
+    """The numbers of each member of a population, by their names."""
+    values: dict[str, list[float]] = {}
+    for name, value in population:
+        values.setdefault(name, []).append(value)
+    return [
+        dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())
+    ]
 
 
 class Hypers(NamedTuple):

@@ -95,12 +95,13 @@ def _expand(spec: CurveSpec, metrics: Sequence[Mapping[str, Any]]) -> dict[str, 
 def read_series(metrics: Sequence[Mapping[str, Any]], key: str, x: str) -> Series:
     """One column over another, in order of the rows; rows without `x` are left out.
 
-    An entry is a number or a list with one number per seed; a number stands for all seeds.
+    An entry is a number or a list with one per member (of a population, each with its seeds); a
+    number stands for all.
     """
     rows = [row for row in metrics if np.isfinite(_as_numbers(row.get(x))[0])]
     entries = [_as_numbers(row.get(key)) for row in rows]
-    num_seeds = max((len(entry) for entry in entries), default=1)
-    y = np.full((len(rows), num_seeds), np.nan)
+    members = max((len(entry) for entry in entries), default=1)
+    y = np.full((len(rows), members), np.nan)
     for row, entry in enumerate(entries):
         y[row, : len(entry)] = entry
         if len(entry) == 1:
@@ -152,10 +153,10 @@ def _draw_chart(spec: CurveSpec, metrics: Sequence[Mapping[str, Any]], name: str
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(RULE)
     legend = [(names[each.key], k) for k, each in enumerate(series)]
-    num_seeds = max(each.y.shape[1] for each in series)
+    members = max(each.y.shape[1] for each in series)
     notes = []
-    if num_seeds > 1:
-        notes.append(f"Thin: {num_seeds} seeds. Bold: their mean, where all have a value.")
+    if members > 1:
+        notes.append(f"Thin: each of {members}. Bold: their mean, where all have a value.")
     if spec.smoothing > 1:
         notes.append(f"Mean of the last {spec.smoothing} rows.")
     return _Chart(spec.title, inline_svg(to_svg(figure), name), legend, " ".join(notes))

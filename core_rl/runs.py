@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from core_rl.errors import UserError
+from core_rl.qr_sac import combinations
 from core_rl.tracking import RECORD, flatten, is_held, module_of, read_metrics, read_record
 
 METRICS = "metrics.jsonl"
+POPULATION = "agent.population"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,35 @@ def read_run(directory: Path) -> Run:
         raise UserError(f"{directory}: no run is here, it has no {RECORD}")
     path = directory / METRICS
     return Run(directory, record, read_metrics(path) if path.is_file() else [])
+
+
+def members_of(run: Run) -> list[Run]:
+    """A population as runs of their own, each with its numbers in its configuration and with the
+    columns of its seeds; any other run as it is."""
+    population = run.config.get(POPULATION)
+    if not population:
+        return [run]
+    changes, num_seeds = combinations(population), len(run.seeds)
+    start = [start for start in (run.record, *run.record["resumes"]) if "config" in start][-1]
+    members = []
+    for number, changed in enumerate(changes):
+        own = slice(number * num_seeds, (number + 1) * num_seeds)
+        agent = {**start["config"]["agent"], **changed, "population": []}
+        config = {**start["config"], "agent": agent}
+        rows = [
+            {
+                name: value[own] if _of_members(value, len(changes) * num_seeds) else value
+                for name, value in row.items()
+            }
+            for row in run.rows
+        ]
+        record = {**run.record, "config": config, "resumes": []}
+        members.append(Run(run.directory, record, rows))
+    return members
+
+
+def _of_members(value: Any, count: int) -> bool:
+    return isinstance(value, list) and len(value) == count
 
 
 def find_runs(places: Iterable[str]) -> list[Path]:

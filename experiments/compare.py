@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from core_rl import flags
 from core_rl.errors import UsageError, UserError
 from core_rl.report import encode_png, read_series, write_report
-from core_rl.runs import Run, find_runs, read_run
+from core_rl.runs import Run, find_runs, members_of, read_run
 from core_rl.statistics import (
     bootstrap,
     difference,
@@ -371,7 +371,7 @@ def write_page(
 def main(config: CompareConfig) -> int:
     if not config.runs:
         raise UsageError("name runs: python -m experiments.compare RUN... --metric=eval/score")
-    runs = [read_run(directory) for directory in find_runs(config.runs)]
+    runs = [run for each in find_runs(config.runs) for run in members_of(read_run(each))]
     groups = make_groups(config, runs)
     at, rows = table_of(config, groups)
     found = differing([run.config for run in runs], FREE)

@@ -5,8 +5,9 @@
 
 The file is W&B's own (`program`, `method`, `metric`, `parameters`, `run_cap`), its parameters'
 names are our flags, and the `sweeps` package proposes the cells as the server would; `wandb sweep`
-and `wandb agent` run the same file. Cells that differ only in consecutive seeds are one process
-that trains them side by side (`--novmap_seeds` keeps them apart).
+and `wandb agent` run the same file. What a grid varies in consecutive seeds, and in numbers that a
+compiled program takes (`core_rl.qr_sac.Hypers`), is trained side by side in one process and with
+one compilation (`--novmap` keeps it apart).
 
 Every cell is a directory with a run of its own, `OUT/cells/000` and so on, with `cell.json` and
 `log.txt`. A sweep that was stopped or killed goes on with the same command: finished cells stay as
@@ -17,12 +18,14 @@ no other; `--retry` runs failed ones again.
 
 import dataclasses
 import importlib
+import itertools
 import json
 import math
 import random
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +34,8 @@ import yaml
 
 from core_rl import flags
 from core_rl.errors import UsageError, UserError
+from core_rl.qr_sac import Hypers
+from core_rl.runs import POPULATION
 from core_rl.tracking import (
     RecordError,
     changed,
@@ -65,7 +70,7 @@ class SweepConfig:
     out: str = ""  # directory of the cells; empty: runs/sweeps/NAME, as the file is called
     workers: int = 2  # cells that run at once
     cells: int = 0  # at most so many in all; 0: the file's run_cap, or the whole grid
-    vmap_seeds: bool = True  # cells that differ in consecutive seeds are one process
+    vmap: bool = True  # seeds and numbers that need no other program are trained by one process
     retry: bool = False  # whether failed cells run again
     seed: int = 0  # of the proposals where they are random
     executor: Literal["local", "slurm", "ray"] = "local"
@@ -98,7 +103,7 @@ class Sweep:
     metric: str
     sign: float  # 1 where the metric should be large
     cap: int  # cells at most, 0: the whole grid
-    seeds: tuple[int, ...]  # that each cell trains side by side; empty: cells name their own
+    side_by_side: dict[str, list[Any]]  # what each cell trains all values of, by parameter
 
 
 @dataclasses.dataclass
@@ -132,7 +137,7 @@ def arguments_of(parameters: dict[str, Any]) -> list[str]:
     return [f"--{name}={value}" for name, value in parameters.items()]
 
 
-def read_sweep(path: str, vmap_seeds: bool) -> Sweep:
+def read_sweep(path: str, vmap: bool) -> Sweep:
     """Raises UserError with one line for a file that no sweep can be made of."""
     try:
         plan = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -167,17 +172,14 @@ def read_sweep(path: str, vmap_seeds: bool) -> Sweep:
     if goal not in GOALS:
         raise UserError(f"{path}: metric.goal must be {' or '.join(GOALS)}, got {goal!r}")
     module, defaults = _experiment(path, str(plan["program"]))
-    seeds = _shared_seeds(plan) if vmap_seeds else ()
-    if seeds:
-        parameters["seed"] = {"value": seeds[0]}
-        parameters["num_seeds"] = {"value": len(seeds)}
+    known = flags.flatten(defaults)
+    side_by_side = _fold(plan, known) if vmap else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydantic's, of how the package is written
         import sweeps
     asked = {key: plan[key] for key in ("method", "metric", "parameters") if key in plan}
     if violations := sweeps.schema_violations_from_proposed_config(asked):
         raise UserError(f"{path}: {'; '.join(violations)}")
-    known = flags.flatten(defaults)
     for name, entry in parameters.items():
         if plan["method"] == "grid" and not {"value", "values"} & set(entry):
             raise UserError(
@@ -196,7 +198,7 @@ def read_sweep(path: str, vmap_seeds: bool) -> Sweep:
         metric=str(metric.get("name", "")),
         sign=GOALS[goal],
         cap=cap,
-        seeds=seeds,
+        side_by_side=side_by_side,
     )
 
 
@@ -219,14 +221,37 @@ def _experiment(path: str, program: str) -> tuple[str, Any]:
     return name, module.CONFIG
 
 
-def _shared_seeds(plan: dict[str, Any]) -> tuple[int, ...]:
-    """The seeds that every cell of a grid has in common, where one process can train them all."""
-    values = plan["parameters"].get("seed", {}).get("values")
-    if plan["method"] != "grid" or not values or "num_seeds" in plan["parameters"]:
-        return ()
-    first = values[0]
-    alike = len(values) > 1 and isinstance(first, int)
-    return tuple(values) if alike and values == list(range(first, first + len(values))) else ()
+def _fold(plan: dict[str, Any], known: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Puts what one process can train side by side into one parameter of the plan, and returns the
+    values by the parameters that they were."""
+    parameters = plan["parameters"]
+    if plan["method"] != "grid":
+        return {}
+    folded = {}
+    seeds = parameters.get("seed", {}).get("values") or []
+    if len(seeds) > 1 and isinstance(seeds[0], int) and "num_seeds" not in parameters:
+        if seeds == list(range(seeds[0], seeds[0] + len(seeds))):
+            folded["seed"] = seeds
+            parameters["seed"] = {"value": seeds[0]}
+            parameters["num_seeds"] = {"value": len(seeds)}
+    if POPULATION in known and POPULATION not in parameters:
+        numbers = {
+            name: values
+            for name in (f"agent.{field}" for field in Hypers._fields)
+            if len(values := parameters.get(name, {}).get("values") or []) > 1
+            and all(isinstance(value, int | float) for value in values)
+        }
+        if numbers:
+            members = [
+                (name.removeprefix("agent."), float(value))
+                for name, values in numbers.items()
+                for value in values
+            ]
+            for name in numbers:
+                del parameters[name]
+            parameters[POPULATION] = {"value": flags.format_text(tuple(members))}
+            folded |= numbers
+    return folded
 
 
 def read_cells(sweep: Sweep, out: Path, retry: bool) -> list[Cell]:
@@ -270,7 +295,7 @@ def keep_identity(sweep: Sweep, seed: int, out: Path) -> None:
             "metric": sweep.metric,
             "goal": next(goal for goal, sign in GOALS.items() if sign == sweep.sign),
             "parameters": sweep.plan["parameters"],
-            "seeds_of_a_cell": sweep.seeds,
+            "side_by_side": sweep.side_by_side,
             "seed": seed,
         }
     )
@@ -334,20 +359,52 @@ def grid_size(sweep: Sweep) -> int:
 
 
 def best_of(sweep: Sweep, directory: Path) -> float | None:
-    """The metric of a run at its best, the mean over its seeds; None before it has one.
+    """The metric of a run at its best, the mean over its seeds; None before it has one. Of a
+    population, the best member's.
 
     Raises RecordError for a damaged file.
     """
+    values = [value for value in bests_of(sweep, directory) if value is not None]
+    return max(values, key=lambda value: sweep.sign * value, default=None)
+
+
+def bests_of(sweep: Sweep, directory: Path) -> list[float | None]:
+    """The same of every member of a run's population, in order of `members`."""
+    count = len(members(sweep))
     path = directory / "metrics.jsonl"
     if not sweep.metric or not path.is_file():
-        return None
-    values = [
-        float(np.mean(np.asarray(row[sweep.metric], float)))
-        for row in read_metrics(path)
-        if sweep.metric in row
+        return [None] * count
+    rows = [row[sweep.metric] for row in read_metrics(path) if sweep.metric in row]
+    best: list[float | None] = []
+    for number in range(count):
+        values = []
+        for row in rows:
+            each = np.atleast_1d(np.asarray(row, float))
+            own = each if each.size % count else each.reshape(count, -1)[number]
+            values.append(float(np.mean(own)))
+        values = [sweep.sign * value for value in values if math.isfinite(value)]
+        best.append(sweep.sign * max(values) if values else None)
+    return best
+
+
+def members(sweep: Sweep) -> list[dict[str, Any]]:
+    """What the members of a cell's population have of their own; one that has nothing where there
+    is no population."""
+    numbers = {name: values for name, values in sweep.side_by_side.items() if name != "seed"}
+    return [dict(zip(numbers, each, strict=True)) for each in itertools.product(*numbers.values())]
+
+
+def apart(sweep: Sweep, cell: Cell) -> list[Cell]:
+    """The cell as it would be without a population: one for each member, of the same directory."""
+    try:
+        bests = bests_of(sweep, cell.directory)
+    except UserError:  # its metrics are damaged, which it says itself
+        bests = [None] * len(members(sweep))
+    parameters = {name: value for name, value in cell.parameters.items() if name != POPULATION}
+    return [
+        dataclasses.replace(cell, parameters={**parameters, **own}, best=best)
+        for own, best in zip(members(sweep), bests, strict=True)
     ]
-    values = [value for value in values if math.isfinite(value)]
-    return sweep.sign * max(sweep.sign * value for value in values) if values else None
 
 
 def ended_early(sweep: Sweep, cell: Cell) -> str:
@@ -482,9 +539,9 @@ def _begin(sweep: Sweep, cell: Cell, executor: Executor) -> Job:
     return executor.start(cell.name, command, cell.directory)
 
 
-def saved_by_seeds(cells: list[Cell], num_seeds: int) -> float:
-    """Seconds of compilation that training seeds side by side has saved, by the first epoch's time
-    over the others'."""
+def saved_side_by_side(cells: list[Cell], count: int) -> float:
+    """Seconds of compilation that training `count` side by side has saved, by the first epoch's
+    time over the others'."""
     saved = 0.0
     for cell in cells:
         path = cell.directory / "metrics.jsonl"
@@ -493,7 +550,7 @@ def saved_by_seeds(cells: list[Cell], num_seeds: int) -> float:
         ends = [row["time/train_seconds"] for row in read_metrics(path)]
         if len(ends) > 2:
             usual = float(np.median(np.diff(ends)))
-            saved += (num_seeds - 1) * max(ends[0] - usual, 0.0)
+            saved += (count - 1) * max(ends[0] - usual, 0.0)
     return saved
 
 
@@ -516,7 +573,7 @@ def check_arguments(sweep: Sweep, cells: list[Cell], path: str, seed: int) -> No
 def main(config: SweepConfig) -> int:
     if not config.file:
         raise UsageError("--file is missing: name a sweep file, such as experiments/sweeps/*.yaml")
-    sweep = read_sweep(config.file, config.vmap_seeds)
+    sweep = read_sweep(config.file, config.vmap)
     if sweep.plan["method"] != "grid" and not (config.cells or sweep.cap):
         raise UsageError(
             f"{config.file}: method {sweep.plan['method']} has no end: name --cells, or run_cap in "
@@ -526,19 +583,23 @@ def main(config: SweepConfig) -> int:
     with open_workdir(directory) as out:
         check_arguments(sweep, read_cells(sweep, out, False), config.file, config.seed)
         keep_identity(sweep, config.seed, out)
-        if sweep.seeds:
+        if sweep.side_by_side:
+            told = " x ".join(
+                f"{len(values)} of {name}" for name, values in sweep.side_by_side.items()
+            )
             sys.stderr.write(
-                f"seeds {sweep.seeds[0]} to {sweep.seeds[-1]} of a cell train side by side in one "
-                "program (--novmap_seeds: one each)\n"
+                f"a cell trains {told} side by side in one program (--novmap: apart)\n"
             )
         grant = Grant(config.partition, config.hours, config.cpus, config.gpus)
         executor = EXECUTORS[config.executor](config.workers, out, grant)
         cells = run_cells(config, sweep, out, executor)
-    if sweep.seeds and any(cell.state == "finished" for cell in cells):
-        seconds = saved_by_seeds(cells, len(sweep.seeds))
+    if sweep.side_by_side and any(cell.state == "finished" for cell in cells):
+        count = math.prod(len(values) for values in sweep.side_by_side.values())
+        seconds = saved_side_by_side(cells, count)
         sys.stderr.write(f"that has saved {seconds:.0f} s of compilation\n")
-    ranked = ranking(sweep, cells)
-    unranked = [cell for cell in cells if cell.best is None]
+    each = [part for cell in cells for part in apart(sweep, cell)]
+    ranked = ranking(sweep, each)
+    unranked = [cell for cell in each if cell.best is None]
     if config.json:
         rows = [
             {"cell": str(cell.directory), "state": cell.state, "reason": cell.reason}
@@ -548,6 +609,7 @@ def main(config: SweepConfig) -> int:
         print(json.dumps({"metric": sweep.metric, "cells": rows}))
     else:
         varied = [name for name, entry in sweep.plan["parameters"].items() if "value" not in entry]
+        varied += [name for name in sweep.side_by_side if name != "seed"]
         for cell in [*ranked, *unranked]:
             value = "" if cell.best is None else f"{cell.best:.5g}"
             told = " ".join(f"--{name}={cell.parameters[name]}" for name in varied)

@@ -17,7 +17,7 @@ from core_rl.errors import UserError
 from core_rl.launch import Experiment, _save_bundle, trained_agent
 from core_rl.networks import make_mlp, standardise
 from core_rl.policy import load_policy
-from core_rl.qr_sac import Hypers, QRSACConfig, QRSACState, make_qr_sac
+from core_rl.qr_sac import Hypers, QRSACConfig, QRSACState, make_qr_sac, members_of
 from core_rl.types import Afterstate, Agent, Batch
 from tests.probes import QUICK_COMPILE, EpisodeEnv
 
@@ -527,6 +527,26 @@ def test_the_target_entropy_is_annealed_linearly():
     assert change(6) < 0 and change(10) < 0 and change(99) < 0
 
 
+def test_members_of_a_population_are_all_combinations():
+    numbers = (("critic_lr", 0.1), ("discount", 0.5), ("critic_lr", 0.2), ("discount", 0.25))
+    members = members_of(make_config(population=numbers))
+    assert [(member.critic_lr, member.discount) for member in members] == [
+        (0.1, 0.5),
+        (0.1, 0.25),
+        (0.2, 0.5),
+        (0.2, 0.25),
+    ]
+    assert all(not member.population for member in members)
+    assert members_of(make_config()) == [make_config()]
+    for numbers, said in (
+        ((("n_step", 3.0),), "population may vary actor_lr, .*, got 'n_step'"),
+        ((("discount", 0.5), ("discount", 0.5)), "population names discount:0.5 twice"),
+        ((("actor_lr", -1.0),), "actor_lr must be positive, got -1.0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make_config(population=numbers)
+
+
 def test_hypers_are_read_from_the_configuration():
     hypers = Hypers.from_config(make_config(actor_lr=0.5, discount=0.25))
     assert (hypers.actor_lr, hypers.discount, hypers.target_entropy_per_dim) == (0.5, 0.25, -1.0)
@@ -740,7 +760,7 @@ def test_a_bundle_of_a_run_asks_for_the_static_entries_and_is_restored(tmp_path)
             return State(None, EXAMPLE, reward=jnp.zeros(()), done=jnp.zeros(()))
 
     config, agent, state, _ = setup(**STATIC, actor_average=0.5)
-    learner = SimpleNamespace(agent=config, num_seeds=1)
+    learner = SimpleNamespace(agent=config, seed=0, num_seeds=1)
     experiment = SimpleNamespace(config=learner, env=TwoEntries(1), agent=agent, bundle_extra={})
     row = {"epoch": 1, "env_steps": 1, "updates": 1}
     _save_bundle(cast(Experiment, experiment), tmp_path, state, 0, row)

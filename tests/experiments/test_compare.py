@@ -42,6 +42,23 @@ def make_run(directory, scores, *, seed=0, num_seeds=1, **options):
     return directory
 
 
+def test_a_population_is_read_as_runs_of_its_members(tmp_path, capsys):
+    scores = [[0.0] * 4, [1.0, 2.0, 3.0, 4.0]]
+    population = {"agent.population": "discount:0.5,discount:0.7"}
+    make_run(tmp_path / "both", scores, num_seeds=2, **population)
+    with pytest.raises(UserError, match=r"its runs differ in agent.discount \(0.5 or 0.7\)"):
+        compare.main(CompareConfig((str(tmp_path),)))
+    config = CompareConfig((str(tmp_path),), group_by=("agent.discount",), json=True)
+    rows = {row["group"]: row["each"] for row in told(config, capsys)["groups"]}
+    assert rows == {"agent.discount=0.5": [[1.0, 2.0]], "agent.discount=0.7": [[3.0, 4.0]]}
+    # Beside runs that were made one by one.
+    for seed, score in ((0, 5.0), (1, 6.0)):
+        options = {"seed": seed, "agent.discount": 0.9}
+        make_run(tmp_path / f"alone{seed}", [0.0, score], **options)
+    rows = {row["group"]: row["each"] for row in told(config, capsys)["groups"]}
+    assert rows["agent.discount=0.9"] == [[5.0, 6.0]] and len(rows) == 3
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Two values of x with three seeds each; the second is better by one."""

@@ -24,6 +24,7 @@ from core_rl.checkpoint import Checkpointer
 from core_rl.errors import UserError
 from core_rl.launch import _with_trained_agent, run, trained_agent
 from core_rl.policy import load_policy
+from core_rl.runs import members_of, read_run
 from core_rl.tracking import read_metrics
 from experiments import qr_sac, runs, sophy_evaluate, sophy_time_trial
 
@@ -333,6 +334,37 @@ def test_seeds_side_by_side_are_recorded_one_by_one_and_resume(tmp_path):
     assert np.all(losses[:, 0] != losses[:, 1])
     assert json.loads((tmp_path / "record.json").read_text())["seeds"] == [5, 6]
     assert load_policy(tmp_path / "policy").act({"state": np.zeros(2)}).shape == (1,)
+
+
+def test_a_population_trains_side_by_side_as_each_member_alone(tmp_path):
+    def rows_with(name, *more):
+        config = flags.parse(
+            qr_sac.CONFIG, [*TINY, "--train.num_epochs=4", f"--workdir={tmp_path / name}", *more]
+        )
+        run(qr_sac.make_experiment(config), config.workdir)
+        return rows_of(tmp_path / name)
+
+    population = "--agent.population=critic_lr:1e-4,critic_lr:1e-2,discount:0.9,discount:0.5"
+    rows = rows_with("all", population, "--num_seeds=2")
+    assert np.asarray(rows[-1]["train/critic_loss"]).shape == (8,)
+    # The last name's values vary fastest, and each member has all seeds.
+    alone = rows_with("alone", "--agent.critic_lr=1e-2", "--agent.discount=0.9", "--num_seeds=2")
+    for row, own in zip(rows, alone, strict=True):
+        np.testing.assert_allclose(
+            row["train/critic_loss"][4:6], own["train/critic_loss"], rtol=2e-3
+        )
+    members = members_of(read_run(tmp_path / "all"))
+    assert [
+        (member.config["agent.critic_lr"], member.config["agent.discount"]) for member in members
+    ] == [(1e-4, 0.9), (1e-4, 0.5), (1e-2, 0.9), (1e-2, 0.5)]
+    assert members[2].rows[-1]["train/critic_loss"] == rows[-1]["train/critic_loss"][4:6]
+    # The bundle is of the best member, and says which one that is.
+    manifest = load_policy(tmp_path / "all" / "policy").manifest
+    row = next(row for row in rows if row["epoch"] == manifest["record"]["epoch"])
+    best = members[int(np.argmax(row["eval/return"])) // 2]
+    for name in ("critic_lr", "discount"):
+        assert manifest["network"][name] == best.config[f"agent.{name}"]
+    assert not manifest["network"]["population"]
 
 
 def test_a_run_may_begin_with_the_agent_of_another(tmp_path, caplog):

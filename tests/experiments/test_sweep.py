@@ -67,7 +67,7 @@ def undisturbed(tmp_path_factory):
     }
     file = write(folder / "plan.yaml", parameters=parameters)
     subprocess.run(
-        command(file, folder / "out", "--novmap_seeds"),
+        command(file, folder / "out", "--novmap"),
         check=True,
         capture_output=True,
         cwd=ROOT,
@@ -80,7 +80,7 @@ def test_a_killed_sweep_goes_on_and_ends_as_an_undisturbed_one(undisturbed, tmp_
     file, expected = undisturbed
     assert len(expected) == 6 and all(state == "finished" for state, _ in expected.values())
     out = tmp_path / "out"
-    doomed = subprocess.Popen(command(file, out, "--novmap_seeds"), stderr=subprocess.DEVNULL)
+    doomed = subprocess.Popen(command(file, out, "--novmap"), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60.0
     while not list(out.glob("cells/*/metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -89,12 +89,12 @@ def test_a_killed_sweep_goes_on_and_ends_as_an_undisturbed_one(undisturbed, tmp_
     doomed.wait()
     cells = [json.loads(path.read_text()) for path in out.glob("cells/*/cell.json")]
     assert any(cell["state"] == "running" for cell in cells) and len(cells) < 6
-    again = subprocess.run(command(file, out, "--novmap_seeds"), capture_output=True, text=True)
+    again = subprocess.run(command(file, out, "--novmap"), capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert outcomes(out) == expected
     # Once more changes nothing and starts nothing.
     times = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/metrics.jsonl")}
-    told = subprocess.run(command(file, out, "--novmap_seeds", "--json"), capture_output=True)
+    told = subprocess.run(command(file, out, "--novmap", "--json"), capture_output=True)
     assert {path: path.stat().st_mtime_ns for path in times} == times
     rows = json.loads(told.stdout)["cells"]
     assert rows[0]["parameters"]["agent.x"] == 0.3 and rows[0]["parameters"]["seed"] == 1
@@ -103,9 +103,7 @@ def test_a_killed_sweep_goes_on_and_ends_as_an_undisturbed_one(undisturbed, tmp_
 def test_a_signal_ends_the_cells_in_order_and_they_resume(undisturbed, tmp_path):
     file, expected = undisturbed
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        command(file, out, "--novmap_seeds"), stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(command(file, out, "--novmap"), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60.0
     while not list(out.glob("cells/*/metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -114,7 +112,7 @@ def test_a_signal_ends_the_cells_in_order_and_they_resume(undisturbed, tmp_path)
     assert process.returncode == 1 and "the same command goes on" in said
     states = {json.loads(path.read_text())["state"] for path in out.glob("cells/*/cell.json")}
     assert states <= {"waiting", "finished"} and "waiting" in states
-    assert sweep.main(SweepConfig(file, str(out), vmap_seeds=False)) == 0
+    assert sweep.main(SweepConfig(file, str(out), vmap=False)) == 0
     assert outcomes(out) == expected
 
 
@@ -201,11 +199,43 @@ def test_seeds_of_a_grid_train_side_by_side(tmp_path, capsys):
     file, out = write(tmp_path / "plan.yaml"), tmp_path / "out"
     assert sweep.main(SweepConfig(file, str(out))) == 0
     told = capsys.readouterr().err
-    assert "seeds 0 to 1 of a cell train side by side" in told and "s of compilation" in told
+    assert "a cell trains 2 of seed side by side" in told and "s of compilation" in told
     cells = sorted((out / "cells").iterdir())
     assert len(cells) == 2
     rows = [json.loads(line) for line in (cells[0] / "metrics.jsonl").open()]
     assert len(rows[-1]["eval/score"]) == 2
+
+
+def test_numbers_that_need_no_other_program_are_a_population(tmp_path, capsys):
+    parameters = {**PLAN["parameters"], "agent.discount": {"values": [0.5, 0.7, 0.6]}}
+    file = write(tmp_path / "plan.yaml", parameters=parameters)
+    tables = []
+    for name, vmap in (("together", True), ("apart", False)):
+        config = SweepConfig(file, str(tmp_path / name), vmap=vmap, json=True)
+        assert sweep.main(config) == 0
+        told = capsys.readouterr()
+        tables.append(json.loads(told.out)["cells"])
+        saved = "a cell trains 2 of seed x 3 of agent.discount side by side" in told.err
+        assert saved == vmap
+    together, apart = tables
+    assert len({row["cell"] for row in together}) == 2 and len({row["cell"] for row in apart}) == 12
+    # A row per member, with the mean over its seeds, as the cells of their own have it.
+    assert len(together) == 6
+    for row in together:
+        asked = row["parameters"]
+        own = [
+            other["best"]
+            for other in apart
+            if all(
+                other["parameters"][name] == asked[name] for name in ("agent.x", "agent.discount")
+            )
+        ]
+        assert len(own) == 2 and row["best"] == pytest.approx(sum(own) / 2)
+    assert together[0]["parameters"]["agent.discount"] == 0.7
+    assert together[0]["parameters"]["agent.x"] == 0.3
+    # The line of the best cell names the best member.
+    cell = json.loads((Path(together[0]["cell"]) / "cell.json").read_text())
+    assert cell["best"] == together[0]["best"] == pytest.approx(1.0 + 0.07 + 0.005)
 
 
 def test_random_proposals_repeat_and_bayes_finds_the_top(tmp_path):

@@ -1,5 +1,6 @@
 """An experiment that learns nothing, fast: what sweeps, comparisons and lists of runs are tested
-with. Its score is -(x - 0.3)^2 plus the epoch's share, shifted by the seed; it resumes exactly."""
+with. Its score is -(x - 0.3)^2 plus the epoch's share and a tenth of the discount, shifted by the
+seed; it resumes exactly."""
 
 import dataclasses
 import signal
@@ -22,6 +23,8 @@ class TinyTrain:
 @dataclasses.dataclass(frozen=True)
 class TinyAgent:
     x: float = 0.0
+    discount: float = 0.0
+    population: tuple[tuple[str, float], ...] = ()
     layers: tuple[int, ...] = (8, 8)
     kind: Literal["plain", "fails", "odd", "asked"] = "plain"
 
@@ -55,7 +58,12 @@ def main(config: TinyConfig) -> int:
                 break
             time.sleep(config.train.sleep)
             share = epoch / config.train.num_epochs
-            scores = [share - (config.agent.x - 0.3) ** 2 + 0.01 * seed for seed in seeds]
+            scores = [
+                share - (config.agent.x - 0.3) ** 2 + 0.1 * discount + 0.01 * seed
+                for discount in [value for _, value in config.agent.population]
+                or [config.agent.discount]
+                for seed in seeds
+            ]
             row = {"epoch": epoch, "env_steps": 100 * epoch, "time/train_seconds": 0.1 * epoch}
             sink.write({**row, "eval/score": scores if len(scores) > 1 else scores[0]})
         sink.close()
