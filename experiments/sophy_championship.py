@@ -3,16 +3,17 @@
     ./run python -m experiments.sophy_championship --team_a=DIR --team_b=scripted:expert
     ./run python -m experiments.sophy_championship --team_a=DIR --team_b=DIR@pro
 
-A championship is three races of 4, 6 and 7 laps from a standing grid, on which the teams' cars
-stand in turn (who stands first is drawn, and the teams change places in every other
-championship); points are 10-8-6-5-4-3-2-1, and the last race counts double. A contact of medium or
-heavy severity that the stewards blame a car for costs it `penalty` seconds at the flag.
+A championship is three races of 4, 6 and 7 laps from a standing grid, which is drawn for each; in
+every other championship the teams change places. Points are 10-8-6-5-4-3-2-1, and the last race
+counts double. A contact of medium or heavy severity that the stewards blame a car for costs it
+`penalty` seconds at the flag.
 
 `--format=weekend` holds race weekends instead: practice, qualifying, a sprint and an endurance
 race, both with stops for tyres and fuel (`experiments/sophy_weekend.py`).
 
 Published: Sophy 104, humans 52 (21 October 2021). All races are driven in one program; the numbers
-are means over championships, or weekends, with 95 % intervals (Student).
+are means over championships, or weekends, with 95 % intervals (Student) over the grids drawn, one
+for two championships.
 """
 
 import dataclasses
@@ -66,6 +67,7 @@ from projects.sophy.stewards import RULES
 LAPS = (4, 6, 7)
 WORTH = (1, 1, 2)  # of a race's points
 SUMMARY = "summary.json"  # what `--json` prints, in the directory of results
+SHARED = 2  # championships in a row that have the same grids, with the teams' places changed
 LONGEST = 3600.0  # that the replayed race may last [s]
 
 
@@ -94,24 +96,21 @@ class Championship:
 def start(env: RaceEnv, key: Array, race: Array, swapped: Array) -> State:
     """The start of race number `race` [] of a championship; slots of the first team come first.
 
-    Cars of a team stand in a drawn order, teams in turn, the first in front unless `swapped` [].
+    The grid is drawn as a whole: were teams to stand in turn, deterministic drivers in equal cars
+    would drive the same race every time. `swapped` [] has the teams change places.
     """
-    order = jnp.concatenate([jax.random.permutation(part, TEAM) for part in jax.random.split(key)])
-    place = 2 * order + (jnp.where(OF_FIRST, 0, 1) ^ swapped)
-    state = env.line_up(race, place)
+    place = jax.random.permutation(key, 2 * TEAM)
+    state = env.line_up(race, jnp.where(swapped, jnp.roll(place, TEAM), place))
     begun = dataclasses.replace(race_of(state), laps=jnp.asarray(LAPS, jnp.int32)[race])
     return state.replace(pipeline_state=begun)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def grids_of(number: int, seed: int) -> tuple[Array, Array, Array]:
-    """What `start` wants for so many championships, leaves [3 C].
-
-    Two in a row have the same grids, with the teams' places changed.
-    """
-    keys = jax.random.split(jax.random.key(START_SEED + seed), -(-number // 2) * len(LAPS))
+    """What `start` wants for so many championships, leaves [3 C]."""
+    keys = jax.random.split(jax.random.key(START_SEED + seed), -(-number // SHARED) * len(LAPS))
     championship, race = np.divmod(np.arange(number * len(LAPS)), len(LAPS))
-    pick = (championship // 2) * len(LAPS) + race
-    return keys[pick], jnp.asarray(race), jnp.asarray(championship % 2)
+    pick = (championship // SHARED) * len(LAPS) + race
+    return keys[pick], jnp.asarray(race), jnp.asarray(championship % SHARED)
 
 
 def run_championships(
@@ -146,17 +145,20 @@ def summary(env: RaceEnv, results: Results, teams: tuple[str, str]) -> dict[str,
     for name, slots in (("team_a", OF_FIRST), ("team_b", ~OF_FIRST)):
         total, others = points[..., slots].sum((1, 2)), points[..., ~slots].sum((1, 2))
         best, over = (values[..., slots].min((0, 2)) for values in (laps, shares))
+        numbers = {
+            "points": total,
+            "championships_won": total > others,
+            "races_won": (told.place[..., slots] == 1).sum((1, 2)) / len(LAPS),
+            "place": told.place[..., slots].mean((1, 2)),
+            **manners(told, slots),
+            "penalty_seconds": told.penalty[..., slots].sum((1, 2)),
+            "not_at_the_flag": (told.time[..., slots] == 0.0).mean((1, 2)),
+        }
         rows[name] = {
             "who": teams[0] if name == "team_a" else teams[1],
-            "points": mean_of(total),
-            "championships_won": mean_of((total > others).astype(float)),
-            "races_won": mean_of((told.place[..., slots] == 1).sum((1, 2)) / len(LAPS)),
+            **{name: mean_of(values, alike=SHARED) for name, values in numbers.items()},
             "fastest_laps": [float(lap) if np.isfinite(lap) else None for lap in best],
             "fastest_laps_over_limit": [float(x) if np.isfinite(x) else None for x in over],
-            "place": mean_of(told.place[..., slots].mean((1, 2))),
-            **manners(told, slots),
-            "penalty_seconds": mean_of(told.penalty[..., slots].sum((1, 2))),
-            "not_at_the_flag": mean_of((told.time[..., slots] == 0.0).mean((1, 2))),
         }
     return rows
 

@@ -124,9 +124,10 @@ def limits_of(env: RaceEnv) -> np.ndarray:
     return np.array([[limit(at, entrant) for entrant in own.tolist()] for at in circuits])[:, slots]
 
 
-def manners(results: Results, slots: np.ndarray) -> dict[str, Any]:
-    """How cars in `slots` [M] bool behaved, per car and lap or as it says; results of events with
-    several races, leaves [N, K, M], as NumPy arrays."""
+def manners(results: Results, slots: np.ndarray) -> dict[str, np.ndarray]:
+    """How cars in `slots` [M] bool behaved in each event [N], per car and lap or as it says, nan
+    where there was nothing to count; results of events with several races, leaves [N, K, M], as
+    NumPy arrays."""
     tally = results.tally
 
     def total(values: Array) -> np.ndarray:
@@ -161,24 +162,35 @@ def manners(results: Results, slots: np.ndarray) -> dict[str, Any]:
         "forced_off": total(tally.forced_off),
     }
     return {
-        **{f"{name}_per_car_and_lap": mean_of(value / laps) for name, value in per_lap.items()},
+        **{f"{name}_per_car_and_lap": value / laps for name, value in per_lap.items()},
         # Of contacts that he was in, those he was blamed for.
-        "share_at_fault": mean_of(ratio(faults, contacts)),
-        "contacts_per_hundred_overtakes": mean_of(ratio(100.0 * contacts, overtakes)),
-        "rear_end_speed": mean_of(rear_end_speed(hits)),  # 95th percentile [m/s]
-        "pace": mean_of(ratio(np.sum(paces, 0), np.sum(steps, 0))),  # share of the reference's
-        "pace_in_traffic": mean_of(in_traffic),
-        "pace_alone": mean_of(alone),
+        "share_at_fault": ratio(faults, contacts),
+        "contacts_per_hundred_overtakes": ratio(100.0 * contacts, overtakes),
+        "rear_end_speed": np.asarray(rear_end_speed(hits)),  # 95th percentile [m/s]
+        "pace": ratio(np.sum(paces, 0), np.sum(steps, 0)),  # share of the reference's
+        "pace_in_traffic": in_traffic,
+        "pace_alone": alone,
     }
 
 
-def mean_of(values: ArrayLike) -> dict[str, float | None]:
-    """The mean of a number per championship [C] and its 95 % interval, None with one only; where
-    it is nan there was nothing to count."""
+def mean_of(values: ArrayLike, alike: int = 1) -> dict[str, float | None]:
+    """The mean of a number per event [N] and its 95 % interval, None where there is one draw only;
+    where it is nan there was nothing to count.
+
+    Args:
+      alike: so many events in a row are one draw, since they share what is random.
+    """
     numbers = np.asarray(values, float)
-    numbers = numbers[~np.isnan(numbers)]
-    low, high = interval(numbers) if len(numbers) > 1 else (None, None)
-    return {"mean": float(numbers.mean()) if len(numbers) else np.nan, "low": low, "high": high}
+    draws = [numbers[at : at + alike] for at in range(0, len(numbers), alike)]
+    draws = [draw[~np.isnan(draw)].mean() for draw in draws if not np.isnan(draw).all()]
+    if not draws:
+        return {"mean": np.nan, "low": None, "high": None}
+    mean = float(np.nanmean(numbers))
+    low, high = interval(np.array(draws)) if len(draws) > 1 else (None, None)
+    if low is not None and high is not None:
+        # Around the mean of all events, of which the last draw may have fewer.
+        low, high = mean - (high - low) / 2, mean + (high - low) / 2
+    return {"mean": mean, "low": low, "high": high}
 
 
 def show_intervals(row: dict[str, Any]) -> str:

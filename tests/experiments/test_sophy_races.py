@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from types import SimpleNamespace
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -94,6 +95,31 @@ def test_results_that_cannot_be_compared_are_refused(played, tmp_path):
         sophy_tradeoff.main(Tradeoff())
     with pytest.raises(ValueError, match="names must be as many as results, 1, got 2"):
         Tradeoff(("a",), ("b", "c"))
+
+
+def test_grids_differ_from_championship_to_championship_and_pairs_change_places(monkeypatch):
+    places = []
+
+    class Lined:
+        def line_up(self, race, place):
+            places.append(np.asarray(place))
+            return SimpleNamespace(replace=lambda pipeline_state: None)
+
+    monkeypatch.setattr(sophy_championship, "race_of", lambda state: RaceLaps(jnp.int32(0)))
+    number = 8
+    for key, race, swapped in zip(*sophy_championship.grids_of(number, 0), strict=True):
+        sophy_championship.start(cast(RaceEnv, Lined()), key, race, swapped)
+    grids = np.array(places).reshape(number, len(LAPS), 8)
+    assert np.all(np.sort(grids, -1) == np.arange(8))
+    np.testing.assert_array_equal(grids[1::2], np.roll(grids[::2], 4, axis=-1))
+    # To drivers who are all alike in a team, only which team stands where tells races apart.
+    teams = {tuple(sorted(grid[:4])) for grid in grids[::2].reshape(-1, 8).tolist()}
+    assert len(teams) > 8
+
+
+@dataclasses.dataclass(frozen=True)
+class RaceLaps:
+    laps: Any
 
 
 def test_a_championship_takes_the_first_three_circuits_of_a_policy():
@@ -242,6 +268,11 @@ def test_measured_races_have_contact_and_wakes_whatever_a_policy_was_trained_wit
 def test_events_without_the_number_are_not_zeros_in_its_mean():
     assert mean_of([np.nan, 2.0, 4.0])["mean"] == 3.0
     assert np.isnan(mean_of([np.nan])["mean"])
+    # Pairs are one draw each: Student of 0 and 4, whose standard error is 2, t(1) = 12.706.
+    pairs = mean_of([-1.0, 1.0, 3.0, 5.0], alike=2)
+    assert pairs["mean"] == 2.0 and pairs["high"] == pytest.approx(2.0 + 12.7062 * 2.0, rel=1e-4)
+    assert mean_of([1.0, 3.0], alike=2) == {"mean": 2.0, "low": None, "high": None}
+    assert mean_of([1.0, 2.0, np.nan], alike=2) == {"mean": 1.5, "low": None, "high": None}
 
 
 def test_limits_are_those_of_every_slot_s_own_car():
