@@ -88,7 +88,9 @@ def record_race(
         why = REASONS[int(trace["reason"][at, a, b])]
         said = f"{blamed} at fault ({why}, {how})" if blamed else f"no fault ({why}, {how})"
         text = f"{names[a]} and {names[b]} touch: {said}"
-        events.append(Event(round(float(at * CONTROL_STEP), 1), number[a], number[b], text))
+        events.append(
+            Event(round(float(at * CONTROL_STEP), 1), number[a], number[b], text, bool(blamed))
+        )
     return RaceRecord(drives, ways, events)
 
 
@@ -129,7 +131,7 @@ def gap_chart(record: RaceRecord, length: float, title: str) -> Figure:
         if len(last):
             ends.append((float(gap[last[-1]]), grid[last[-1]] / length, name, colour))
         for event in record.events:
-            if number not in (event.car, event.other) or " at fault " not in event.text:
+            if number not in (event.car, event.other) or not event.blamed:
                 continue
             at = way[min(round(event.time / CONTROL_STEP), len(way) - 1)]
             if at >= 0.0:

@@ -30,6 +30,7 @@ class Event(NamedTuple):
     car: int
     other: int
     text: str
+    blamed: bool  # whether one of them was at fault
 
 
 class Way(NamedTuple):

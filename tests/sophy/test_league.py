@@ -213,7 +213,7 @@ def test_a_race_is_replayed_with_its_order_and_what_the_stewards_say(env):
     ]
     assert gaps[0, at] - gaps[1, at] == pytest.approx(times[0] - times[1], abs=0.01)
     # The one contact with blame, on both curves.
-    blamed = [event for event in record.events if " at fault " in event.text]
+    blamed = [event for event in record.events if event.blamed]
     assert len(axes.lines) - len(curves) == 2 * len(blamed)
 
 
