@@ -15,6 +15,8 @@ the race, or never was in it, `done` is 1; otherwise the clock of whoever runs r
 
 import copy
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import jax
@@ -40,7 +42,6 @@ from projects.sophy.race import (
     opponents_of,
 )
 from projects.sophy.race_reward import RaceRewardConfig, race_reward_terms
-from projects.sophy.reference import ReferenceLap
 from projects.sophy.reward import reward_terms, weighted_sum
 from projects.sophy.stewards import (
     CORNER_REACH,
@@ -436,7 +437,7 @@ class RaceEnv(Env):
             judged,
             normal,
             curvature,
-            self._braking_need(track, drives),
+            self._braking_need(drives),
             chained,
             track.length,
         )
@@ -448,11 +449,14 @@ class RaceEnv(Env):
             record=charge(before.record, verdicts, how),
         )
 
-    def _braking_need(self, track: Track, drives: DriveState) -> Array:
+    def _braking_need(self, drives: DriveState) -> Array:
         """The `braking_need` [M] [m/s^2] of the reference laps where the cars are."""
-        laps = jax.vmap(self.solo.reference_of)(drives.car_index, drives.circuit)
+
+        def need(car_index: Array, circuit: Array, s: Array, speed: Array) -> Array:
+            return braking_need(partial(self.solo.reference_speed, car_index, circuit), s, speed)
+
         speed = drives.motion.velocity[:, 0]
-        return jax.vmap(braking_need, (0, None, 0, 0))(laps, track.length, drives.s, speed)
+        return jax.vmap(need)(drives.car_index, drives.circuit, drives.s, speed)
 
     def _terms(self, previous: RaceState, current: RaceState, action: Array) -> dict[str, Array]:
         alone = jax.vmap(reward_terms, (0, 0, 0, None))
@@ -498,11 +502,11 @@ def _bodies(cars: Car) -> Bodies:
     return Bodies(cars.length, cars.width, cars.wheel_x[:, 0], nose)
 
 
-def braking_need(lap: ReferenceLap, length: Array, s: Array, speed: Array) -> Array:
-    """The hardest braking [] [m/s^2] of a reference lap of `length` [m] within what a car at `s`
-    [m] drives in `EARLY` seconds at its speed [m/s]."""
+def braking_need(reference: Callable[[Array], Array], s: Array, speed: Array) -> Array:
+    """The hardest braking [] [m/s^2] of a lap, of which `reference` tells the speed, within what a
+    car at `s` [m] drives in `EARLY` seconds at its speed [m/s]."""
     begin = s + EARLY * speed * jnp.linspace(0.0, 1.0, 5)
-    here, there = jnp.interp(jnp.stack([begin, begin + NEED_OVER]), lap.s, lap.speed, period=length)
+    here, there = reference(jnp.stack([begin, begin + NEED_OVER]))
     return jnp.max(jnp.maximum(here**2 - there**2, 0.0)) / (2.0 * NEED_OVER)
 
 

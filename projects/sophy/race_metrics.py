@@ -108,11 +108,7 @@ def count(
     rear_ends = jnp.sum(binned * (hits_tail & verdicts.first)[..., None], 1)
     rear_ends += jnp.sum(binned * (hits_tail & verdicts.second)[..., None], 0)
 
-    def reference_speed(car_index: Array, circuit: Array, s: Array) -> Array:
-        lap = env.solo.reference_of(car_index, circuit)
-        return jnp.interp(s, lap.s, lap.speed, period=track.length)
-
-    reference = jax.vmap(reference_speed)(old.car_index, old.circuit, old.s)
+    reference = jax.vmap(env.solo.reference_speed)(old.car_index, old.circuit, old.s)
     pace = new.progress / (reference * CONTROL_STEP)
     is_off, was_off = new.off_course > 0.0, old.off_course > 0.0
     gained = jnp.where(is_off, memory.gained + (pace - 1.0) * CONTROL_STEP, 0.0)

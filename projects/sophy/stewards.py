@@ -30,7 +30,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from projects.sophy.driving import CONTROL_STEP
@@ -78,6 +77,46 @@ class Trace(NamedTuple):
     cosine: Array
 
 
+class _Past(NamedTuple):
+    """What of a trace the rules ask for: at its begin, when entitlement is judged, a second before
+    its end, and at its end, which has no name of its own; leaves [M]."""
+
+    s_begin: Array
+    s_then: Array
+    s: Array
+    offset_second: Array
+    offset: Array
+    speed_begin: Array
+    speed: Array
+    across: Array
+    braking: Array
+    off_begin: Array  # bool, whether it was off course at the begin
+    off_ever: Array  # bool
+    off_since_then: Array  # bool
+    sine: Array
+    cosine: Array
+
+
+def _past(trace: Trace) -> _Past:
+    then, off = -1 - ALONGSIDE_BEFORE, trace.off_course > 0.0
+    return _Past(
+        s_begin=trace.s[0],
+        s_then=trace.s[then],
+        s=trace.s[-1],
+        offset_second=trace.offset[-1 - SECOND],
+        offset=trace.offset[-1],
+        speed_begin=trace.speed[0],
+        speed=trace.speed[-1],
+        across=trace.across[-1],
+        braking=trace.braking[-1],
+        off_begin=off[0],
+        off_ever=jnp.any(off, 0),
+        off_since_then=jnp.any(off[then:], 0),
+        sine=trace.sine[-1],
+        cosine=trace.cosine[-1],
+    )
+
+
 class Bodies(NamedTuple):
     """Leaves [M]."""
 
@@ -121,7 +160,7 @@ def severity(impulse: Array, first_mass: Array, second_mass: Array) -> Array:
 
 
 def _charges(
-    a: Trace, b: Trace, body_a: Bodies, body_b: Bodies, normal: Array, curvature: Array, need: Array
+    a: _Past, b: _Past, body_a: Bodies, body_b: Bodies, normal: Array, curvature: Array, need: Array
 ) -> dict[str, Array]:
     """What car `a` would be charged with after a contact with `b`; leaves of both without [M].
 
@@ -130,36 +169,34 @@ def _charges(
       curvature: [] of the sharpest bend within reach, left positive.
       need: [] deceleration that the lap asks for soon after `b`.
     """
-    ahead = b.s - a.s  # [MEMORY] how far b is ahead
-    moved_b = b.offset[-1] - b.offset[-1 - SECOND]
-    side_b = b.offset[-1] - a.offset[-1]
+    ahead, ahead_begin = b.s - a.s, b.s_begin - a.s_begin  # how far b is, or was, ahead
+    moved_b = b.offset - b.offset_second
+    side_b = b.offset - a.offset
 
-    stands = a.speed[-1] < STANDS
-    rejoining = jnp.any(a.off_course > 0.0) | stands
-    seen = (a.speed[0] < STANDS) & (a.off_course[0] == 0.0) & (ahead[0] < 0.0)
-    seen &= (-ahead[0] < SEEN_WITHIN) & (b.speed[-1] > SLOWED * b.speed[0])
+    rejoining = a.off_ever | (a.speed < STANDS)
+    seen = (a.speed_begin < STANDS) & ~a.off_begin & (ahead_begin < 0.0)
+    seen &= (-ahead_begin < SEEN_WITHIN) & (b.speed > SLOWED * b.speed_begin)
     # Where both were off or stand, neither is charged by this rule.
-    other_too = jnp.any(b.off_course > 0.0) | (b.speed[-1] < STANDS)
+    other_too = b.off_ever | (b.speed < STANDS)
 
-    def to_the_axis(car: Trace) -> Array:
-        return normal[0] * car.cosine[-1] + normal[1] * car.sine[-1]
+    def to_the_axis(car: _Past) -> Array:
+        return normal[0] * car.cosine + normal[1] * car.sine
 
-    bumps = (to_the_axis(a) > TAIL) & (to_the_axis(b) > TAIL) & (ahead[-1] > 0.0)
-    closing = a.speed[-1] > b.speed[-1]
+    bumps = (to_the_axis(a) > TAIL) & (to_the_axis(b) > TAIL) & (ahead > 0.0)
+    closing = a.speed > b.speed
     # Into the way of the one behind: from beside him to in front of him.
-    before = jnp.abs(b.offset[-1 - SECOND] - a.offset[-1])
+    before = jnp.abs(b.offset_second - a.offset)
     blocks = (jnp.abs(moved_b) > BLOCKING * body_b.width) & (before > jnp.abs(side_b)) & closing
-    tests = b.braking[-1] > need + BRAKE_TEST
+    tests = b.braking > need + BRAKE_TEST
 
-    attacks = ahead[0] > 0.0
+    attacks = ahead_begin > 0.0
     inside = jnp.sign(curvature) * side_b < 0.0  # a is nearer to the inside than b
-    then = -1 - ALONGSIDE_BEFORE
-    axle = a.s[then] + body_a.front_axle
-    mirrors = b.s[then] + body_b.nose - MIRRORS * body_b.length
-    held = jnp.all(a.off_course[then:] == 0.0)
-    entitled = jnp.where(inside, (axle >= mirrors) & held, axle > b.s[then] + body_b.front_axle)
-    towards_b = jnp.maximum(jnp.sign(side_b) * a.across[-1], 0.0)
-    towards_a = jnp.maximum(-jnp.sign(side_b) * b.across[-1], 0.0)
+    axle = a.s_then + body_a.front_axle
+    mirrors = b.s_then + body_b.nose - MIRRORS * body_b.length
+    held = ~a.off_since_then
+    entitled = jnp.where(inside, (axle >= mirrors) & held, axle > b.s_then + body_b.front_axle)
+    towards_b = jnp.maximum(jnp.sign(side_b) * a.across, 0.0)
+    towards_a = jnp.maximum(-jnp.sign(side_b) * b.across, 0.0)
     moved_more = (towards_b > CLEARLY * towards_a) & (towards_b > ACROSS)
     return {
         "rejoining": rejoining & ~other_too,
@@ -172,8 +209,8 @@ def _charges(
     }
 
 
-def judge_pair(
-    trace: tuple[Trace, Trace],
+def _judge_pair(
+    past: tuple[_Past, _Past],
     body: tuple[Bodies, Bodies],
     normal: Array,
     curvature: Array,
@@ -183,12 +220,12 @@ def judge_pair(
     """The verdict on one contact; leaves [].
 
     Args:
-      trace, body, need: of the two cars, see `_charges`; leaves without [M].
+      past, body, need: of the two cars, see `_charges`; leaves without [M].
       normal: [2] from the first to the second car, along and to the left of the course.
       chained: [] bool, whether the contact follows from another.
     """
-    ours = _charges(trace[0], trace[1], body[0], body[1], normal, curvature, need[1])
-    theirs = _charges(trace[1], trace[0], body[1], body[0], -normal, curvature, need[0])
+    ours = _charges(past[0], past[1], body[0], body[1], normal, curvature, need[1])
+    theirs = _charges(past[1], past[0], body[1], body[0], -normal, curvature, need[0])
     corner = jnp.abs(curvature) > CORNER
     rejoins = ours["rejoining"] | theirs["rejoining"]
     bumps = ours["bumps"] | theirs["bumps"]
@@ -247,30 +284,28 @@ def judge(
       chained: [M, M] bool.
       length: [] of the lap, by which cars may be apart that are side by side [m].
     """
-    num = judged.shape[0]
 
-    def pair(first: Array, second: Array) -> Verdicts:
-        cars = first, second
-        ours, theirs = (jax.tree.map(lambda leaf, at=at: leaf[:, at], trace) for at in cars)
-        laps = jnp.round((ours.s[-1] - theirs.s[-1]) / length)
-        views = ours, theirs._replace(s=theirs.s + laps * length)
-        body = tuple(jax.tree.map(lambda leaf, at=at: leaf[at], bodies) for at in cars)
-        sharper = jnp.abs(curvature[first]) >= jnp.abs(curvature[second])
-        bend = jnp.where(sharper, curvature[first], curvature[second])
-        return judge_pair(
-            views,
-            body,  # pyright: ignore[reportArgumentType]
-            normal[first, second],
-            bend,
-            (need[first], need[second]),
-            chained[first, second],
+    def pair(
+        first: tuple[_Past, Bodies, Array, Array],
+        second: tuple[_Past, Bodies, Array, Array],
+        normal: Array,
+        chained: Array,
+    ) -> Verdicts:
+        ours, our_body, our_bend, our_need = first
+        theirs, their_body, their_bend, their_need = second
+        way = jnp.round((ours.s - theirs.s) / length) * length
+        theirs = theirs._replace(
+            s_begin=theirs.s_begin + way, s_then=theirs.s_then + way, s=theirs.s + way
+        )
+        bend = jnp.where(jnp.abs(our_bend) >= jnp.abs(their_bend), our_bend, their_bend)
+        return _judge_pair(
+            (ours, theirs), (our_body, their_body), normal, bend, (our_need, their_need), chained
         )
 
-    upper = np.triu_indices(num, 1)
-    verdicts = jax.vmap(pair)(*(jnp.asarray(index) for index in upper))
-    first, second, reason = (
-        jnp.zeros(judged.shape, leaf.dtype).at[upper].set(leaf) for leaf in verdicts
-    )
+    # All pairs, also those that are not judged: without gathers that is cheap.
+    cars = _past(trace), bodies, curvature, need
+    of_all = jax.vmap(jax.vmap(pair, (None, 0, 0, 0)), (0, None, 0, 0))
+    first, second, reason = of_all(cars, cars, normal, chained)
     return _spare_victims(
         Verdicts(first & judged, second & judged, jnp.where(judged, reason, NONE))
     )
