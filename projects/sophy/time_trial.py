@@ -41,7 +41,7 @@ from projects.sophy.path_following import CORRECTIONS, LineConfig, along_line
 from projects.sophy.racing_line import RacingLine, racing_lines
 from projects.sophy.reference import ReferenceLap
 from projects.sophy.reward import USUAL_PACE, RewardConfig, reward_terms, weighted_sum
-from projects.sophy.track import NUM_NODES, Track
+from projects.sophy.track import Track
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,13 +163,13 @@ class TimeTrial(Env):
         It reads what it needs of the table; `reference_of` would copy the whole lap for every car.
         """
         speeds, row = self.references.laps.speed, self.references.row[car_index]
-        cell = s / (self.track_of(circuit).length / NUM_NODES)
-        node = jnp.floor(cell)
+        count = speeds.shape[-1]  # evenly spaced stations
+        cell = s / (self.track_of(circuit).length / count)
+        station = jnp.floor(cell)
         here, there = (
-            speeds[row, circuit, (node.astype(jnp.int32) + step) & (NUM_NODES - 1)]
-            for step in (0, 1)
+            speeds[row, circuit, (station.astype(jnp.int32) + step) % count] for step in (0, 1)
         )
-        return here + (cell - node) * (there - here)
+        return here + (cell - station) * (there - here)
 
     def reset(self, rng: Array) -> State:
         """A start anywhere on a circuit, at a share of the reference speed there."""
