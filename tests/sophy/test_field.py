@@ -10,6 +10,7 @@ import pytest
 from core_rl.env import example_obs, observation_sizes
 from core_rl.errors import UserError
 from projects.sophy import circuits
+from projects.sophy import track as tracks
 from projects.sophy.car_features import CAR_FEATURES
 from projects.sophy.cars import CAR_NAMES, CATALOGUE, load_car
 from projects.sophy.circuits import load_circuit
@@ -209,6 +210,17 @@ def test_starts_and_pace_are_measured_by_the_archetype_on_the_circuit(mixed, dri
         reference = float(np.interp(before.s[k], lap.s, lap.speed))
         low, high = MIXED.start_speed
         assert 0.97 * low < speed / reference < 1.03 * high
+
+
+def test_reference_speeds_are_those_of_the_laps_on_every_circuit(mixed):
+    s = np.array([0.0, 3.0, 500.0, 1234.5, -3.0, 10_000.0], np.float32)
+    for car_index, circuit in ((0, 0), (1, 1)):
+        lap = mixed.reference_of(car_index, circuit)
+        length = mixed.track_of(circuit).length
+        told = mixed.reference_speed(car_index, circuit, s)
+        expected = np.interp(s, lap.s, lap.speed, period=float(length))
+        np.testing.assert_allclose(told, expected, rtol=1e-4)
+        assert len(lap.s) < tracks.NUM_NODES  # a mix keeps fewer stations than one circuit
 
 
 def test_the_road_and_the_car_are_described(mixed, driven):
