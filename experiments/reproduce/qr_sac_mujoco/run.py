@@ -177,14 +177,14 @@ PAPER = Paper(
         "one-step targets, a learnt temperature, 64 environments and 16 updates per step of all; "
         "steps count after 4,096 random ones.",
         "Seconds of training hold compilation; ours also hold the evaluations, brax's do not.",
-        "The small scale ran on one core with another training on the other core, the seeds 0 of the "
-        "double pendulum also with tests beside them: their times are too long.",
+        "The small scale ran on one core with another training on the other core, the seeds 0 of "
+        "the double pendulum also with tests beside them: their times are too long.",
     ),
     cost="27 runs of three to seven minutes on one core each.",
     expected="returns of the three learners within each other's spread at equal steps. On one core "
-    "QR-SAC does three quarters of the updates per second of brax's SAC and our scalar SAC nearly as "
-    "many: there an update is arithmetic alone, and 32 quantiles of two critics are more of it. On "
-    "two cores all three are level (docs/benchmarks.md).",
+    "QR-SAC does three quarters of the updates per second of brax's SAC and our scalar SAC nearly "
+    "as many: there an update is arithmetic alone, and 32 quantiles of two critics are more of it. "
+    "On two cores all three are level (docs/benchmarks.md).",
     full="five tasks, three seeds, three learners, three million environment steps each: a GPU for "
     "two days.",
 )
