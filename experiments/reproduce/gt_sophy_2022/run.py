@@ -134,8 +134,8 @@ PAPER = Paper(
     cost="some three hours on two cores (three trainings of ten minutes, twelve ablations of "
     "three, a championship), in parts by `--only`.",
     expected="laps at 1.05 of the minimum lap time without a step off course; without quantiles "
-    "and without course points clearly worse; about 105 points of 156 against scripted experts, with "
-    "more faults than theirs.",
+    "and without course points clearly worse; about 105 points of 156 against scripted experts, "
+    "with more faults than theirs.",
     full="a GPU for some days per driver: 4 x 2048 networks, millions of updates, 20-car races.",
 )
 
