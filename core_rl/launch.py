@@ -322,13 +322,7 @@ def _loop(
     epoch_fn = jax.jit(over_members(experiment.trainer.epoch), donate_argnums=0)
     evaluate_fn = jax.jit(over_members(experiment.evaluate))
 
-    keys = [jax.random.key(member.seed) for member in members]
-    begins = [(key,) for key in keys]
-    if experiment.config.agent.population:
-        begins = [
-            (key, Hypers.from_config(member.agent))
-            for key, member in zip(keys, members, strict=True)
-        ]
+    begins = [(jax.random.key(one.seed), Hypers.from_config(one.agent)) for one in members]
     begin = jax.tree.map(lambda *each: jnp.stack(each), *begins) if len(members) > 1 else begins[0]
     init_fn = jax.jit(over_members(experiment.trainer.init))
     if resumed is None:

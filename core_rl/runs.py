@@ -67,19 +67,12 @@ def members_of(run: Run) -> list[Run]:
         agent = {**start["config"]["agent"], **changed, "population": []}
         config = {**start["config"], "agent": agent}
         rows = [
-            {
-                name: value[own] if _of_members(value, len(changes) * num_seeds) else value
-                for name, value in row.items()
-            }
+            {name: value[own] if isinstance(value, list) else value for name, value in row.items()}
             for row in run.rows
         ]
         record = {**run.record, "config": config, "resumes": []}
         members.append(Run(run.directory, record, rows))
     return members
-
-
-def _of_members(value: Any, count: int) -> bool:
-    return isinstance(value, list) and len(value) == count
 
 
 def find_runs(places: Iterable[str]) -> list[Path]:

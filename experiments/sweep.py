@@ -18,7 +18,6 @@ no other; `--retry` runs failed ones again.
 
 import dataclasses
 import importlib
-import itertools
 import json
 import math
 import random
@@ -34,8 +33,8 @@ import yaml
 
 from core_rl import flags
 from core_rl.errors import UsageError, UserError
-from core_rl.qr_sac import Hypers
-from core_rl.runs import POPULATION
+from core_rl.qr_sac import Hypers, combinations
+from core_rl.runs import METRICS, POPULATION, members_of, read_run
 from core_rl.tracking import (
     RecordError,
     changed,
@@ -370,19 +369,13 @@ def best_of(sweep: Sweep, directory: Path) -> float | None:
 
 def bests_of(sweep: Sweep, directory: Path) -> list[float | None]:
     """The same of every member of a run's population, in order of `members`."""
-    count = len(members(sweep))
-    path = directory / "metrics.jsonl"
-    if not sweep.metric or not path.is_file():
-        return [None] * count
-    rows = [row[sweep.metric] for row in read_metrics(path) if sweep.metric in row]
+    if not sweep.metric or not (directory / METRICS).is_file():
+        return [None] * len(members(sweep))
     best: list[float | None] = []
-    for number in range(count):
-        values = []
-        for row in rows:
-            each = np.atleast_1d(np.asarray(row, float))
-            own = each if each.size % count else each.reshape(count, -1)[number]
-            values.append(float(np.mean(own)))
-        values = [sweep.sign * value for value in values if math.isfinite(value)]
+    for run in members_of(read_run(directory)):
+        rows = [row[sweep.metric] for row in run.rows if sweep.metric in row]
+        values = [sweep.sign * float(np.mean(np.asarray(row, float))) for row in rows]
+        values = [value for value in values if math.isfinite(value)]
         best.append(sweep.sign * max(values) if values else None)
     return best
 
@@ -390,8 +383,12 @@ def bests_of(sweep: Sweep, directory: Path) -> list[float | None]:
 def members(sweep: Sweep) -> list[dict[str, Any]]:
     """What the members of a cell's population have of their own; one that has nothing where there
     is no population."""
-    numbers = {name: values for name, values in sweep.side_by_side.items() if name != "seed"}
-    return [dict(zip(numbers, each, strict=True)) for each in itertools.product(*numbers.values())]
+    return combinations(
+        (name, value)
+        for name, values in sweep.side_by_side.items()
+        if name != "seed"
+        for value in values
+    )
 
 
 def apart(sweep: Sweep, cell: Cell) -> list[Cell]:

@@ -511,7 +511,7 @@ def tiny(workdir, num_epochs, wandb):
         env=unused,
         agent=unused,
         trainer=Trainer(
-            init=lambda _: State(agent=jnp.float32(0)),
+            init=lambda *_: State(agent=jnp.float32(0)),
             epoch=lambda state: epoch({"agent": state.agent}),
             collect=unused,
             learn=unused,
