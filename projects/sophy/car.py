@@ -328,5 +328,5 @@ def step(car: Car, state: CarState, command: Command, ground: Ground, time_step:
         wear=state.wear + worn,
         acceleration=jnp.stack([acceleration_x, acceleration_y]),
         slip_ratio=ratio,
-        slip_angle=jnp.arctan(tangent),
+        slip_angle=tyres.arctan(tangent),
     )

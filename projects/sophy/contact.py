@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from projects.sophy.car import Car, CarState, body_middle, fuelled
+from projects.sophy.car import Car, CarState, body_middle
 
 RESTITUTION = 0.15  # [-] bodywork on bodywork, estimate
 FRICTION = 0.3  # [-] sliding friction of bodywork on bodywork, estimate
@@ -52,17 +52,33 @@ class _Body(NamedTuple):
 
     x: Array  # of the centre of gravity [m]
     y: Array
-    centre_x: Array  # of the box [m]
-    centre_y: Array
     cosine: Array  # of the heading
     sine: Array
-    half_length: Array  # [m]
-    half_width: Array
     speed_x: Array  # in the world [m/s]
     speed_y: Array
     yaw_rate: Array
+    # From here on nothing changes while cars move.
+    middle: Array  # of the box, ahead of the centre of gravity [m]
+    half_length: Array  # [m]
+    half_width: Array
     mobility: Array  # over the mass [1/kg]
     turning: Array  # over the yaw inertia [1/(kg m^2)]
+
+    @property
+    def centre_x(self) -> Array:
+        """Of the box [m]."""
+        return self.x + self.middle * self.cosine
+
+    @property
+    def centre_y(self) -> Array:
+        return self.y + self.middle * self.sine
+
+    def of(self, pairs: Array) -> "_Body":
+        """The first or the second cars of pairs, by rows of an identity [P, M]."""
+        # Two products, so that a loop over sub-steps works out only the first of them anew.
+        fixed = _Body._fields.index("middle")
+        moving, constant = jnp.stack(self[:fixed]), jnp.stack(self[fixed:])
+        return _Body(*(moving @ pairs.T), *(constant @ pairs.T))
 
 
 def nearest_pairs(position: Array, may_meet: Array) -> Pairs:
@@ -81,20 +97,18 @@ def nearest_pairs(position: Array, may_meet: Array) -> Pairs:
 
 def _bodies(cars: Car, states: CarState) -> _Body:
     cosine, sine = jnp.cos(states.heading), jnp.sin(states.heading)
-    middle = body_middle(cars)
     (x, y), (forward, left) = states.position.T, states.velocity.T
     return _Body(
         x=x,
         y=y,
-        centre_x=x + middle * cosine,
-        centre_y=y + middle * sine,
         cosine=cosine,
         sine=sine,
-        half_length=0.5 * cars.length,
-        half_width=0.5 * cars.width,
         speed_x=forward * cosine - left * sine,
         speed_y=forward * sine + left * cosine,
         yaw_rate=states.yaw_rate,
+        middle=body_middle(cars),
+        half_length=0.5 * cars.length,
+        half_width=0.5 * cars.width,
         mobility=1.0 / cars.mass,
         turning=1.0 / cars.yaw_inertia,
     )
@@ -143,15 +157,15 @@ def _overlap(a: _Body, b: _Body) -> tuple[Array, Array, Array, Array, Array]:
 
 
 def collide_cars(cars: Car, states: CarState, pairs: Pairs) -> tuple[CarState, Contacts]:
-    """Resolves the contacts between cars, leaves [M, ...]; returns the new states too."""
-    bodies = _bodies(fuelled(cars, states.fuel), states)
+    """Resolves the contacts between cars, leaves [M, ...], whose mass is with the fuel on board;
+    returns the new states too."""
+    bodies = _bodies(cars, states)
     # Rows of an identity [P, M]: a product with them picks the cars of pairs, exactly, or sums over
     # the pairs of cars; on a CPU both are several times as fast as gathers and scatters.
     number = jnp.arange(cars.mass.shape[0])
     first = (number == pairs.first[:, None]).astype(jnp.float32)
     second = (number == pairs.second[:, None]).astype(jnp.float32)
-    table = jnp.stack(bodies)
-    a, b = (_Body(*(table @ of.T)) for of in (first, second))
+    a, b = bodies.of(first), bodies.of(second)
     depth, normal_x, normal_y, point_x, point_y = _overlap(a, b)
     touching = (depth > 0.0) & pairs.near
     touch = touching.astype(jnp.float32)

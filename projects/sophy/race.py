@@ -20,7 +20,7 @@ from flax import struct
 from jax import Array
 
 from projects.sophy import track as tracks
-from projects.sophy.car import Car, Command, body_middle
+from projects.sophy.car import Car, Command, body_middle, fuelled
 from projects.sophy.contact import collide_cars, nearest_pairs
 from projects.sophy.driving import (
     CONTROL_STEP,
@@ -135,11 +135,13 @@ def drive_together(
     cars = in_wake(track, previous, present) if interaction.slipstream else previous.car
     may_meet = present & present[:, None] & (jnp.abs(gaps(track, previous.s)) < NEAR)
     pairs = nearest_pairs(previous.motion.position, may_meet)
+    # What burns within the step weighs grams.
+    loaded = fuelled(cars, previous.motion.fuel)
     move = jax.vmap(partial(advance, walls=interaction.walls), (None, 0, 0, 0, None))
 
     def meet_and_move(underway: Underway, met: Array, command: Command) -> tuple[Underway, Array]:
         if interaction.contact:
-            motion, contacts = collide_cars(cars, underway.motion, pairs)
+            motion, contacts = collide_cars(loaded, underway.motion, pairs)
             underway = underway._replace(motion=motion)
             push_x, push_y = contacts.impulse * contacts.normal
             met = jnp.stack(

@@ -22,8 +22,9 @@ Wear multiplies the friction, w as the share of the way to the cliff:
 driven by the sliding power as in Tremlett and Limebeer, "Optimal tyre usage for a Formula One car",
 Vehicle System Dynamics 54 (2016). Its numbers are estimates, see `cars`.
 
-The sine is a short polynomial (error below 1e-7): the library's must accept any angle, and took a
-third of the time of a whole step of the car.
+Sine, tangent and arctangent are short polynomials (errors below 1e-7): the library's take any
+angle, and took more than half of the time of a whole step of the car. A compiler may work out a
+chain of cheap operations anew for each of its users; a division at its end keeps it from that.
 
 `xp` is the array library: jax.numpy here, CasADi where `limit` computes the fastest lap.
 """
@@ -43,6 +44,20 @@ MINIMUM_WORN = 0.5  # of the friction is always left [-]
 
 # Minimax fit of sin(x) / x in powers of x^2 on [0, pi / 2], lowest power first.
 SINE_FIT = (0.99999998, -0.16666648, 0.0083328998, -0.00019800898, 2.5904885e-6)
+# Chebyshev fit of x / tan(x) in powers of x^2 on [0, pi / 4], lowest power first.
+COTANGENT_FIT = (0.999999996, -0.333332975, -0.0222268168, -0.00209590506, -0.000248322044)
+# Chebyshev fit of arctan(x) / x in powers of x^2 on [0, 1], lowest power first.
+ARCTAN_FIT = (
+    0.999999984,
+    -0.333330668,
+    0.199924836,
+    -0.142025705,
+    0.106367541,
+    -0.0749544544,
+    0.0425876075,
+    -0.0160050305,
+    0.0028340643,
+)
 
 
 @struct.dataclass
@@ -119,7 +134,7 @@ def peak(tyre: Tyre, load: Array, ground: Ground, xp: Any = jnp) -> Peak:
         ratio=position * tyre.peak_ratio,
         angle=position * tyre.peak_angle,
         shape=shape,
-        stretch=xp.tan(0.5 * np.pi / shape),
+        stretch=_stretch(shape) if xp is jnp else xp.tan(0.5 * np.pi / shape),
     )
 
 
@@ -128,14 +143,32 @@ def slip_scale(forward: Array, xp: Any = jnp) -> Array:
     return xp.sqrt(forward * forward + SLIP_SPEED * SLIP_SPEED)
 
 
+def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
+    value = coefficients[-1]
+    for coefficient in coefficients[-2::-1]:
+        value = value * x + coefficient
+    return value  # pyright: ignore[reportReturnType]
+
+
 def _sine(angle: Array, xp: Any) -> Array:
     """Sine of angles between 0 and pi."""
     folded = xp.minimum(angle, np.pi - angle)
-    square = folded * folded
-    value = SINE_FIT[-1]
-    for coefficient in SINE_FIT[-2::-1]:
-        value = value * square + coefficient
-    return value * folded
+    return folded * _polynomial(SINE_FIT, folded * folded)
+
+
+def _stretch(shape: Array) -> Array:
+    """tan(pi / (2 Q)) for Q between 1 and 2, as the cotangent of what is left to a right angle."""
+    rest = 0.5 * np.pi * (shape - 1.0) / shape
+    return _polynomial(COTANGENT_FIT, rest * rest) / rest
+
+
+def arctan(tangent: Array) -> Array:
+    """The angles of tangents of any size [rad]."""
+    size = jnp.abs(tangent)
+    steep = size > 1.0
+    folded = jnp.where(steep, 1.0 / jnp.maximum(size, 1.0), size)
+    angle = folded * _polynomial(ARCTAN_FIT, folded * folded)
+    return jnp.sign(tangent) * jnp.where(steep, 0.5 * np.pi - angle, angle)
 
 
 def contact(peak: Peak, ratio: Array, tangent: Array, xp: Any = jnp) -> Contact:
@@ -144,15 +177,15 @@ def contact(peak: Peak, ratio: Array, tangent: Array, xp: Any = jnp) -> Contact:
     y = tangent / peak.angle
     x_squared = x * x
     rho_squared = x_squared + y * y + 1e-8
-    rho_inverse = 1.0 / xp.sqrt(rho_squared)
-    rho = rho_squared * rho_inverse
+    rho = xp.sqrt(rho_squared)
     stretched = peak.stretch * rho
-    value = _sine(peak.shape * xp.arctan(stretched), xp)
+    angle = arctan(stretched) if xp is jnp else xp.arctan(stretched)
+    value = _sine(peak.shape * angle, xp)
     # The cosine's sign changes at the peak, rho = 1, and nowhere else.
     cosine = xp.sqrt(xp.maximum(1.0 - value * value, 0.0)) * xp.sign(1.0 - rho)
     steepness = cosine * peak.shape * peak.stretch / (1.0 + stretched * stretched)
-    gain = value * rho_inverse
-    part = x_squared * rho_inverse * rho_inverse
+    gain = value / rho
+    part = x_squared / rho_squared
     stiffness = peak.force_x / peak.ratio
     secant_x = stiffness * gain
     secant_y = peak.force_y / peak.angle * gain

@@ -54,6 +54,22 @@ def test_contact_is_the_published_formula() -> None:
     np.testing.assert_allclose(contact.force_y, expected_y, rtol=2e-3, atol=2e-6 * scale)
 
 
+def test_polynomials_are_the_functions_they_stand_for() -> None:
+    tangent = np.concatenate([np.geomspace(1e-6, 1e4, 2001), [0.0]])
+    tangent = np.float32(np.concatenate([tangent, -tangent]))
+    np.testing.assert_allclose(
+        tyres.arctan(jnp.asarray(tangent)), np.arctan(np.float64(tangent)), atol=2e-7
+    )
+    angle = np.float32(np.linspace(0.0, np.pi, 2001))
+    np.testing.assert_allclose(
+        tyres._sine(jnp.asarray(angle), jnp), np.sin(np.float64(angle)), atol=2e-7
+    )
+    shape = np.float32(np.linspace(1.05, 2.0, 2001))
+    np.testing.assert_allclose(
+        tyres._stretch(jnp.asarray(shape)), np.tan(0.5 * np.pi / np.float64(shape)), rtol=2e-6
+    )
+
+
 def test_slope_is_the_derivative() -> None:
     peak = _peak("hatch_ff")
     ratio, tangent = _random_slips(200)
