@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from core_rl import flags
-from experiments import sophy_ablations
+from experiments import sophy_ablations, sophy_race_ablations
 from experiments.ablation import Ablated, AblationConfig, Variant, ablate, interval, summarise
 from experiments.sophy_ablations import SophyAblations
+from experiments.sophy_race_ablations import SophyRaceAblations
 
 
 def test_interval_of_a_few_seeds_is_students():
@@ -95,24 +96,39 @@ def test_all_variants_run_with_the_same_seeds_and_the_table_holds_them(runs, tmp
     assert capsys.readouterr().out == ""  # no table of half of the runs
 
 
-def test_every_ablation_of_the_time_trial_changes_what_it_says_and_nothing_else():
+TIME_TRIAL = {
+    "full": set(),
+    "scalar": {"agent.num_quantiles"},
+    "one_step": {"agent.n_step"},
+    "no_points": {"env.observation.num_points"},
+    "symmetric": {"agent.critic_obs"},
+    "two_critics": {"agent.num_critics"},
+    "no_layer_norm": {"agent.layer_norm"},
+    "constant": {"agent.discount_final", "agent.target_entropy_final", "agent.anneal_updates"},
+}
+RACE = {
+    "full": set(),
+    "one_table": {"train.tables"},
+    "scripted_only": {"league.self_play"},
+    "self_only": {"league.self_play"},
+}
+
+
+@pytest.mark.parametrize(
+    ("ablations", "config", "changes"),
+    [
+        (sophy_ablations, SophyAblations(), TIME_TRIAL),
+        (sophy_race_ablations, SophyRaceAblations(), RACE),
+    ],
+)
+def test_every_ablation_changes_what_it_says_and_nothing_else(ablations, config, changes):
     def changed(name: str) -> set[str]:
         flat, other = (
-            flags.flatten(sophy_ablations.run_config(SophyAblations(), variant, 100))
-            for variant in ("full", name)
+            flags.flatten(ablations.run_config(config, variant, 100)) for variant in ("full", name)
         )
         return {key for key in flat if flat[key] != other[key]} - {"workdir"}
 
-    assert {name: changed(name) for name in sophy_ablations.VARIANTS} == {
-        "full": set(),
-        "scalar": {"agent.num_quantiles"},
-        "one_step": {"agent.n_step"},
-        "no_points": {"env.observation.num_points"},
-        "symmetric": {"agent.critic_obs"},
-        "two_critics": {"agent.num_critics"},
-        "no_layer_norm": {"agent.layer_norm"},
-        "constant": {"agent.discount_final", "agent.target_entropy_final", "agent.anneal_updates"},
-    }
+    assert {name: changed(name) for name in config.variants} == changes
 
 
 def test_an_ablation_that_does_not_exist_is_one_line():
