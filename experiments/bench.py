@@ -10,7 +10,8 @@ turns on the same environment, which costs nothing, with the same sizes: hidden 
 batch 256, 64 environments, 8 updates per step; ours with 32 quantiles, brax's with scalar critics.
 Simulation: control steps of the time trial (20 sub-steps of 5 ms) and of the return task (8 sweeps
 of 4 ms, joints at 1 kHz). Races: the same of 64 races with more and more cars, whose drivers do at
-random what a policy may, counted per car; `--picture=FILE` draws it. Decisions: the committed
+random what a policy may, counted per car, a share of the races on each core; `--picture=FILE`
+draws it. Decisions: the committed
 policies, one observation at a time, as a control loop would ask them. Plans: the racing planner
 around the committed driver, one state at a time; and plain MPPI of the same size, ours and the
 package pytorch-mppi where it is installed, with the same network as dynamics and the same cost.
@@ -41,6 +42,7 @@ from brax.training.agents.sac import train as brax_sac
 from matplotlib.figure import Figure
 
 from core_rl import flags
+from core_rl.devices import over_devices, use_all_cores
 from core_rl.distributions import TanhNormal
 from core_rl.dynamics import load_dynamics
 from core_rl.env import Env, State, num_agents
@@ -199,34 +201,43 @@ def brax_updates(num_updates: int) -> list[float]:
     return [sps / NUM_ENVS * UPDATES_PER_STEP for sps in speeds[2:]]
 
 
-def env_steps(env: Env, num_envs: int, num_rounds: int) -> list[float]:
+def env_steps(
+    env: Env, num_envs: int, num_rounds: int, compiled: Callable[..., Any] = jax.jit
+) -> list[float]:
     """Control steps per second with random actions; those of every agent count."""
     agents = num_agents(env)
-    shape = (num_envs, *(() if agents is None else (agents,)), env.action_size)
+    shape = (*(() if agents is None else (agents,)), env.action_size)
     num_steps = max(20, 4096 // num_envs)
 
-    @jax.jit
-    def drive(state: State, key: jax.Array) -> State:
-        def step(state: State, key: jax.Array):
-            action = jax.random.uniform(key, shape, minval=-1.0)
+    @compiled
+    def drive(state: State, keys: jax.Array) -> State:
+        def step(state: State, number: jax.Array):
+            now = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+            action = jax.vmap(lambda key: jax.random.uniform(key, shape, minval=-1.0))(now)
             return jax.vmap(env.step)(state, action), None
 
-        return jax.lax.scan(step, state, jax.random.split(key, num_steps))[0]
+        return jax.lax.scan(step, state, jnp.arange(num_steps))[0]
 
     state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), num_envs))
-    keys = jax.random.split(jax.random.key(1), num_rounds + 1)
+    keys = jax.random.split(jax.random.key(1), (num_rounds + 1, num_envs))
     timed(lambda: drive(state, keys[0]))
     steps = num_steps * num_envs * (agents or 1)
     return [steps / timed(lambda key=key: drive(state, key)) for key in keys[1:]]
 
 
+def race_env(num_cars: int) -> RaceEnv:
+    """All cars there and rolling."""
+    config = dataclasses.replace(sophy_race.CONFIG.env, num_cars=num_cars, start="rolling")
+    return RaceEnv(config)
+
+
 def race_steps(rounds: int) -> dict[str, dict[str, float]]:
-    """Control steps of cars per second by the number of cars in a race, all there and rolling."""
-    speeds = {}
-    for num_cars in FIELDS:
-        config = dataclasses.replace(sophy_race.CONFIG.env, num_cars=num_cars, start="rolling")
-        speeds[str(num_cars)] = median_and_range(env_steps(RaceEnv(config), RACES, rounds))
-    return speeds
+    """Control steps of cars per second by the number of cars in a race, a share of the races on
+    each core."""
+    return {
+        str(num_cars): median_and_range(env_steps(race_env(num_cars), RACES, rounds, over_devices))
+        for num_cars in FIELDS
+    }
 
 
 def race_picture(speeds: dict[str, dict[str, float]]) -> Figure:
@@ -490,6 +501,9 @@ def median_and_range(values: list[float]) -> dict[str, float]:
 
 def measure(config: Bench) -> dict[str, Any]:
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
+    parts = config.only or PARTS
+    if "races" in parts:
+        use_all_cores()  # all else runs on the first of them
     results: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),
@@ -497,7 +511,6 @@ def measure(config: Bench) -> dict[str, Any]:
         "jax": jax.__version__,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
-    parts = config.only or PARTS
     if "start" in parts:
         say("start-up, with and without compilation cache")
         with tempfile.TemporaryDirectory() as directory:

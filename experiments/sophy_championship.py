@@ -32,6 +32,7 @@ from jax import Array
 from matplotlib.figure import Figure
 
 from core_rl import flags
+from core_rl.devices import over_devices, use_all_cores
 from core_rl.env import State
 from core_rl.errors import UsageError
 from core_rl.report import encode_png, write_report
@@ -118,7 +119,7 @@ def run_championships(
 ) -> Results:
     """Results of championships, leaves [C, 3, M]."""
 
-    @jax.jit
+    @over_devices
     def drive(keys: Array, race: Array, swapped: Array) -> Results:
         states = jax.vmap(lambda *grid: start(env, *grid))(keys, race, swapped)
         return drive_races(env, jax.vmap(act), states, penalty)
@@ -274,6 +275,7 @@ def hold_weekends(config: Championship, env: RaceEnv, teams: tuple[str, str]) ->
 
 
 def main(config: Championship) -> int:
+    use_all_cores()
     teams = config.team_a, config.team_b
     check_team("team_a", config.team_a)
     check_team("team_b", config.team_b)

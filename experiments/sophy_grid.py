@@ -22,6 +22,7 @@ import numpy as np
 from jax import Array
 
 from core_rl import flags
+from core_rl.devices import over_devices, use_all_cores
 from core_rl.env import State
 from experiments.sophy_teams import (
     START_SEED,
@@ -104,6 +105,7 @@ def summary(results: Results) -> dict[str, Any]:
 
 
 def main(config: Grid) -> int:
+    use_all_cores()
     check_team("policy", config.policy)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -114,7 +116,7 @@ def main(config: Grid) -> int:
     keys = jax.random.split(jax.random.key(START_SEED + config.seed), config.races)
     numbers = jnp.arange(config.races)
     states = jax.jit(jax.vmap(lambda *grid: start(env, *grid)))(keys, numbers)
-    drive = jax.jit(lambda states: drive_races(env, jax.vmap(act), states, config.penalty))
+    drive = over_devices(lambda states: drive_races(env, jax.vmap(act), states, config.penalty))
     results = jax.tree.map(np.asarray, drive(states))
     with (out / "races.jsonl").open("w", encoding="utf-8") as file:
         for at in range(config.races):

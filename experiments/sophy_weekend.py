@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from core_rl.devices import over_devices
 from core_rl.env import State
 from experiments.sophy_teams import (
     OF_FIRST,
@@ -141,7 +142,7 @@ def run_weekends(
         states = jax.vmap(env.line_up)(numbers, place - 1)
         return jax.vmap(_prepared, (0, None, 0))(states, laps, fuel)
 
-    race = jax.jit(lambda states: drive_races(env, act, states, penalty))
+    race = over_devices(lambda states: drive_races(env, act, states, penalty))
     tank = jnp.broadcast_to(env.solo.cars.fuel_load[env.car_index], (number, 2 * TEAM))
     practice = drive_alone(jnp.int32(config.practice), tank)
     driven = jnp.maximum(practice.tally.laps, 1)
