@@ -5,6 +5,7 @@ simulator are small, and on two cores it is hardly faster than on one; a program
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -26,14 +27,18 @@ def over_devices(function: Callable[..., Any]) -> Callable[..., Any]:
     rows evenly. Rows must not know of each other; their results differ by rounding with the number
     of devices."""
 
-    def run(*rows: Any) -> Any:
-        number, devices = len(jax.tree.leaves(rows)[0]), jax.devices()
-        count = max(d for d in range(1, len(devices) + 1) if number % d == 0)
-        mesh = jax.make_mesh((count,), ("rows",), (AxisType.Auto,), devices=devices[:count])
+    @functools.cache  # or every call would compile
+    def on(count: int) -> Callable[..., Any]:
+        devices = jax.devices()[:count]
+        mesh = jax.make_mesh((count,), ("rows",), (AxisType.Auto,), devices=devices)
         share = PartitionSpec("rows")
-        spread = jax.shard_map(
-            function, mesh=mesh, in_specs=share, out_specs=share, check_vma=False
+        return jax.jit(
+            jax.shard_map(function, mesh=mesh, in_specs=share, out_specs=share, check_vma=False)
         )
-        return jax.jit(spread)(*rows)
+
+    def run(*rows: Any) -> Any:
+        number = len(jax.tree.leaves(rows)[0])
+        count = max(d for d in range(1, len(jax.devices()) + 1) if number % d == 0)
+        return on(count)(*rows)
 
     return run

@@ -26,7 +26,16 @@ def count_down(keys, begin):
     return {"noise": jax.vmap(jax.random.uniform)(keys), "steps": jnp.full(begin.shape, steps)}
 
 keys = jax.random.split(jax.random.key(0), 6)
-told = over_devices(count_down)(keys, jnp.arange(6.0))
+traced = []
+
+def noted(keys, begin):
+    traced.append(len(keys))
+    return count_down(keys, begin)
+
+spread = over_devices(noted)
+told = spread(keys, jnp.arange(6.0))
+spread(keys, jnp.arange(6.0))
+assert traced == [2]  # once, not at every call
 assert len(told["noise"].sharding.device_set) == 3  # 6 rows, evenly on at most 4
 assert told["steps"].tolist() == [1, 1, 3, 3, 5, 5], told["steps"]
 alone = jax.vmap(jax.random.uniform)(keys)
