@@ -19,6 +19,8 @@ from core_rl.launch import Experiment, Outcome, RunConfig, run
 from core_rl.report import encode_png
 from core_rl.tracking import encode_json, read_metrics
 
+LAST = 3  # evaluations at the end of a run that are averaged
+
 
 class Variant(NamedTuple):
     what: str  # is left out, or put in another's place
@@ -71,6 +73,15 @@ class Ablated(NamedTuple):
 def agent(**changes: object) -> Callable[[Any], Any]:
     """A change of the learner's configuration."""
     return lambda base: dataclasses.replace(base, agent=dataclasses.replace(base.agent, **changes))
+
+
+def mean_of_last(column: str) -> Callable[[Outcome, Any], float]:
+    """A run's result as the mean of a column's last evaluations."""
+
+    def result(outcome: Outcome, _: Any) -> float:
+        return float(np.mean([row[column] for row in outcome.rows if column in row][-LAST:]))
+
+    return result
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

@@ -15,17 +15,18 @@ reconstruction loss) is, but for the afterstate, the kind of agent that Sony pub
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
-
-import numpy as np
 
 from core_rl import flags
-from core_rl.launch import Outcome
 from experiments import ace_return
-from experiments.ablation import Ablated, AblationConfig, Variant, ablate, agent
+from experiments.ablation import (
+    Ablated,
+    AblationConfig,
+    Variant,
+    ablate,
+    agent,
+    mean_of_last,
+)
 from experiments.ace_return import AceReturn
-
-LAST = 3  # evaluations at the end of a run that are averaged
 
 
 def _tables(*shares: tuple[str, float]) -> Callable[[AceReturn], AceReturn]:
@@ -72,10 +73,6 @@ def run_config(config: AceAblations, variant: str, seed: int) -> AceReturn:
     return config.shortened(ace_return.CONFIG, variant, seed, evaluate_every=1, checkpoint_every=5)
 
 
-def returned(outcome: Outcome, _: Any) -> float:
-    return float(np.mean([row["eval/legal"] for row in outcome.rows[-LAST:]]))
-
-
 def main(config: AceAblations) -> int:
     return ablate(
         config,
@@ -83,7 +80,7 @@ def main(config: AceAblations) -> int:
             make_config=lambda variant, seed: run_config(config, variant, seed),
             make_experiment=ace_return.make_experiment,
             column="eval/legal",
-            result=returned,
+            result=mean_of_last("eval/legal"),
             measure="returned",
             y_label="legal returns, share of unseen balls",
         ),

@@ -1,6 +1,6 @@
 """What the league's opponents and the many tables are worth in learning to race, over seeds.
 
-    ./run python -m experiments.sophy_race_ablations  # an hour of one core; may be stopped, resumes
+    ./run python -m experiments.sophy_race_ablations  # two hours of a core; resumes
     ./run python -m experiments.sophy_race_ablations --only=full,one_table
 
 A run's number is its score (`sophy_race`) among scripted experts, the mean of its last
@@ -11,16 +11,18 @@ evaluations. What the score is made of is in the runs' metrics: `eval/pace`, `ev
 import dataclasses
 from typing import Any
 
-import numpy as np
-
 from core_rl import flags
-from core_rl.launch import Outcome
 from experiments import sophy_race
-from experiments.ablation import Ablated, AblationConfig, Variant, ablate, agent
+from experiments.ablation import (
+    Ablated,
+    AblationConfig,
+    Variant,
+    ablate,
+    agent,
+    mean_of_last,
+)
 from experiments.sophy_garage import long_schedule
 from experiments.sophy_race import SophyRace
-
-LAST = 3  # evaluations at the end of a run that are averaged
 
 
 def _one_table(base: SophyRace) -> SophyRace:
@@ -55,11 +57,6 @@ def run_config(config: SophyRaceAblations, variant: str, seed: int) -> SophyRace
     return config.shortened(base, variant, seed, evaluate_every=5, checkpoint_every=30)
 
 
-def score(outcome: Outcome, _: Any) -> float:
-    rows = [row["eval/score"] for row in outcome.rows if "eval/score" in row]
-    return float(np.mean(rows[-LAST:]))
-
-
 def main(config: SophyRaceAblations) -> int:
     return ablate(
         config,
@@ -67,7 +64,7 @@ def main(config: SophyRaceAblations) -> int:
             make_config=lambda variant, seed: run_config(config, variant, seed),
             make_experiment=sophy_race.make_experiment,
             column="eval/score",
-            result=score,
+            result=mean_of_last("eval/score"),
             measure="score",
             y_label="pace, less off-course steps and faults",
         ),

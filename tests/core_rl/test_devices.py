@@ -11,7 +11,6 @@ from core_rl.devices import over_devices, use_all_cores
 FOUR_DEVICES = """
 import jax
 jax.config.update("jax_num_cpu_devices", 4)
-from jax.sharding import PartitionSpec
 import jax.numpy as jnp
 from core_rl.devices import over_devices
 
