@@ -82,6 +82,7 @@ class OpponentsConfig:
     reach_ahead: float = 100.0  # along the course [m]
     reach_behind: float = 50.0  # [m]
     heading: bool = True  # whether their heading is told
+    road: bool = False  # whether it is told where they are on the road
 
     def __post_init__(self):
         for name in ("ahead", "behind"):
@@ -93,7 +94,7 @@ class OpponentsConfig:
 
     @property
     def size(self) -> int:
-        return (self.ahead + self.behind) * (9 if self.heading else 7)
+        return (self.ahead + self.behind) * (7 + 2 * self.heading + 5 * self.road)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,9 +190,15 @@ def classification(race: RaceState) -> Array:
 def opponents(track: Track, race: RaceState, config: OpponentsConfig) -> Array:
     """The others as every car sees them [M, config.size]: per car and listed opponent its position,
     velocity and acceleration relative to the car's in its own frame, its heading there if asked
-    for, and one, or zeros."""
+    for, where it is on the road if asked for, and one, or zeros.
+
+    On the road it is so far along the course and to the left of the car, so much faster along it,
+    and has so much room on its left and on its right: what passing is about, and what its position
+    in the car's frame tells only together with the bend between the two.
+    """
     drives, on_road = race.drives, race.on_road
     motion, num_cars = drives.motion, on_road.shape[0]
+    gap = gaps(track, drives.s)
     cosine, sine = jnp.cos(motion.heading), jnp.sin(motion.heading)
 
     def seen(vector: Array, scale: float) -> list[Array]:
@@ -209,9 +216,19 @@ def opponents(track: Track, race: RaceState, config: OpponentsConfig) -> Array:
     if config.heading:
         turn = motion.heading[None] - motion.heading[:, None]
         features += [jnp.cos(turn), jnp.sin(turn)]
+    if config.road:
+        offset, (speed, _) = drives.placement.offset, _on_course(drives)
+        there = jax.vmap(tracks.at, (None, 0))(track, drives.s)
+        body = 0.5 * drives.car.width
+        room = jnp.stack([there.width_left - offset - body, there.width_right + offset - body])
+        features += [
+            gap / 20.0,
+            (offset[None] - offset[:, None]) / 4.0,
+            (speed[None] - speed[:, None]) / 10.0,
+            *jnp.broadcast_to(room[:, None] / 4.0, (2, num_cars, num_cars)),
+        ]
     table = jnp.stack([*features, jnp.ones((num_cars, num_cars))], -1)  # [M, M, F]
 
-    gap = gaps(track, drives.s)
     others = opponents_of(on_road)
     lists = []
     for count, way, reach in (
@@ -497,6 +514,13 @@ def in_columns(place: Array, gap: float) -> tuple[Array, Array]:
     return -gap * (1.0 + place), GRID_SHARE * jnp.where(place % 2 == 0, 1.0, -1.0)
 
 
+def _on_course(drives: DriveState) -> tuple[Array, Array]:
+    """Speeds [M] along the course and to its left [m/s]."""
+    forward, left = drives.motion.velocity.T
+    sine, cosine = drives.placement.sine, drives.placement.cosine
+    return forward * cosine - left * sine, forward * sine + left * cosine
+
+
 def _bodies(cars: Car) -> Bodies:
     nose = body_middle(cars) + 0.5 * cars.length
     return Bodies(cars.length, cars.width, cars.wheel_x[:, 0], nose)
@@ -512,17 +536,16 @@ def braking_need(reference: Callable[[Array], Array], s: Array, speed: Array) ->
 
 def _seen(drives: DriveState, distance: Array) -> Trace:
     """What the stewards see of cars, leaves [M]."""
-    forward, left = drives.motion.velocity.T
-    sine, cosine = drives.placement.sine, drives.placement.cosine
+    speed, across = _on_course(drives)
     return Trace(
         s=distance,
         offset=drives.placement.offset,
-        speed=forward * cosine - left * sine,
-        across=forward * sine + left * cosine,
+        speed=speed,
+        across=across,
         braking=-drives.motion.acceleration[:, 0],
         off_course=drives.off_course,
-        sine=sine,
-        cosine=cosine,
+        sine=drives.placement.sine,
+        cosine=drives.placement.cosine,
     )
 
 

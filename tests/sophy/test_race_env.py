@@ -191,6 +191,45 @@ def test_opponents_are_listed_nearest_first_ahead_and_behind(four):
     np.testing.assert_array_equal(seen[3], 0.0)
 
 
+def test_opponents_are_told_where_they_are_on_the_road(four):
+    # The second car is 40 m and a bend ahead, left of the first, and faster.
+    state = four.place(
+        [100.0, 140.0, -30.0, -40.0],
+        present=[True, True, False, False],
+        share=[-0.5, 0.25, 0.0, 0.0],
+        speed=[0.4, 0.6, 0.5, 0.5],
+    )
+    race, track = state.pipeline_state, four.env.solo.track_of(COPPERBOWL)
+    config = OpponentsConfig(ahead=1, behind=1, road=True)
+    assert config.size == 28
+    seen = np.asarray(opponents(track, race, config)).reshape(-1, 2, 14)
+    plain = dataclasses.replace(config, road=False)
+    others = [*range(8), 13]
+    np.testing.assert_array_equal(
+        seen[..., others], np.asarray(opponents(track, race, plain)).reshape(-1, 2, 9)
+    )
+    drives = race.drives
+    speed = np.asarray(drives.motion.velocity[:2, 0])
+    offset = np.asarray(drives.placement.offset[:2])
+    there = tracks.at(track, drives.s[1])
+    half = 0.5 * float(drives.car.width[1])
+    left, right = float(there.width_left), float(there.width_right)
+    # Set down along the course, a car's speed is its speed along it.
+    np.testing.assert_allclose(
+        seen[0, 0, 8:13] * [20.0, 4.0, 10.0, 4.0, 4.0],
+        [
+            40.0,
+            offset[1] - offset[0],
+            speed[1] - speed[0],
+            left - offset[1] - half,
+            right + offset[1] - half,
+        ],
+        rtol=1e-3,
+    )
+    np.testing.assert_allclose(seen[1, 1, 8:11], -seen[0, 0, 8:11], rtol=1e-4)
+    assert offset[1] > 0.0 > offset[0]
+
+
 @pytest.mark.parametrize("start", ["grid", "rolling", "pack"])
 def test_starts_stand_apart_and_on_the_road(start, twenty):
     env = RaceEnv(RaceConfig(solo=SOLO, num_cars=20, start=start, field=(2, 20), laps=0))
