@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from core_rl import flags
+from core_rl.devices import over_devices, use_all_cores
 from core_rl.env import State
 from experiments.sophy_teams import TEAM, check_team, news_for, race_config_of, racer
 from projects.sophy.driving import CONTROL_STEP
@@ -130,9 +131,11 @@ def make_exam(
         )
 
     keys = jax.random.split(jax.random.key(EXAM_SEED), num_settings)
-    all_settings = jax.jit(jax.vmap(one, (None, None, 0)))
+    all_settings = over_devices(jax.vmap(one))
     return lambda scenario, grace: jax.device_get(
-        all_settings(jnp.int32(scenario), jnp.float32(grace), keys)
+        all_settings(
+            jnp.full(num_settings, scenario), jnp.full(num_settings, grace, jnp.float32), keys
+        )
     )
 
 
@@ -154,6 +157,7 @@ def judge_exam(exam: Exam, sat: Sat) -> dict[str, Any]:
 
 
 def main(config: Exams) -> int:
+    use_all_cores()
     check_team("policy", config.policy)
     race = race_config_of((config.policy,), config.circuits)
     env = RaceEnv(dataclasses.replace(race, num_cars=config.num_cars, laps=0))
