@@ -626,10 +626,12 @@ def _packages() -> dict[str, str]:
     return dict(sorted(installed.items()))
 
 
-def code_version() -> dict[str, Any]:
-    """Commit of the repository that holds this file, and whether its files differ from it."""
+def code_version(but: Sequence[str] = ()) -> dict[str, Any]:
+    """Commit of the repository that holds this file, and whether its files differ from it, `but`
+    for those that match one of these patterns."""
     tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
-    status = _git("status", "--porcelain") if tracked else None
+    others = (f":(top,exclude,glob){pattern}" for pattern in but)
+    status = _git("status", "--porcelain", "--", ":(top)", *others) if tracked else None
     return {
         "git_sha": _git("rev-parse", "HEAD") if tracked else None,
         "dirty": None if status is None else bool(status),
@@ -649,7 +651,7 @@ def _git(*arguments: str) -> str | None:
 def machine() -> dict[str, Any]:
     devices = jax.devices()
     return {
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),  # [bytes]

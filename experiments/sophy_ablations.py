@@ -3,11 +3,11 @@
     ./run python -m experiments.sophy_ablations  # hours; may be stopped, resumes
     ./run python -m experiments.sophy_ablations --only=full,one_step
 
-The first four after the full recipe are those that Wurman et al. 2022 report on Lago Maggiore (no
-quantiles, one step instead of seven, no course points), and critics that see no more than the
-actor. The others are what this recipe has and theirs has not. A run's number is the mean of ten
-laps of the policy that it kept over the minimum lap time; a policy that leaves one of the ten
-undone has none (nan). The schedules are shortened with the run.
+The first three after the full recipe are those that Wurman et al. 2022 report on Lago Maggiore (no
+quantiles, one step, which is instead of five here and of seven there, no course points); then come
+critics that see no more than the actor. The others are what this recipe has and theirs has not. A
+run's number is the mean of ten laps of the policy that it kept over the minimum lap time; a policy
+that leaves one of the ten undone has none (nan). The schedules are shortened with the run.
 """
 
 import dataclasses

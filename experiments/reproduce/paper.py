@@ -72,7 +72,7 @@ class Paper(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ReproduceConfig:
-    scale: Literal["smoke", "small", "full"] = "smoke"  # seconds; 90 minutes on 2 cores; as theirs
+    scale: Literal["smoke", "small", "full"] = "smoke"  # seconds; hours on 2 cores; as theirs
     only: tuple[str, ...] = ()  # steps by key, * for any; empty: all
     out: str = ""  # directory of the runs; empty: runs/reproduce/PAPER/SCALE
     keep: bool = False  # also put results into the paper's folder, where the tables are made from
@@ -189,7 +189,8 @@ def _do(step: Step, directory: Path, received: Sequence[int]) -> dict[str, Any]:
         "numbers": numbers,
         "seconds": time.monotonic() - began,
         "date": datetime.now(UTC).date().isoformat(),
-        "code": code_version(),
+        # What is kept is no code.
+        "code": code_version(but=(f"**/{RESULTS}", "docs/*")),
         "machine": machine(),
     }
 
@@ -233,6 +234,11 @@ def kept_rows(paper: Paper) -> list[dict[str, Any]]:
     return list({row["key"]: row for row in rows if row["scale"] == scale}.values())
 
 
+def _commit(code: Mapping[str, Any]) -> str:
+    changed = " with files not committed" if code["dirty"] else ""
+    return f"commit {str(code['git_sha'])[:7]}{changed}"
+
+
 def markdown(paper: Paper) -> str:
     """The paper's section of the page, from the results that are kept in its folder."""
     rows = kept_rows(paper)
@@ -244,18 +250,18 @@ def markdown(paper: Paper) -> str:
     text += ["", f"Published numbers: {paper.source}", ""]
     if rows:
         dates = sorted({row["date"] for row in rows})
-        commits = sorted({str(row["code"]["git_sha"])[:7] for row in rows})
+        commits = sorted({_commit(row["code"]) for row in rows})
         cpus = sorted({f"{row['machine']['cores']} cores, {row['machine']['cpu']}" for row in rows})
         span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
         hours = sum(row["seconds"] for row in rows) / 3600.0
         text += [
-            f"Ours: scale {rows[0]['scale']}, {len(rows)} steps in {hours:.1f} h, {span}, commits "
+            f"Ours: scale {rows[0]['scale']}, {len(rows)} steps in {hours:.1f} h, {span}, at "
             f"{', '.join(commits)}, on {'; '.join(cpus)}. Intervals: 95 %, bootstrap of the "
             "interquartile mean over runs. An empty cell was not run.",
             "",
         ]
     else:
-        text += ["Nothing of it has been run yet.", ""]
+        text += ["No results of these commands are kept yet.", ""]
     text += ["What is different here:", ""]
     text += [f"- {sentence}" for sentence in paper.deviations]
     text += ["", f"Full scale: {paper.full}", ""]

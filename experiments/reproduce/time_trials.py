@@ -1,7 +1,7 @@
 """Steps that several papers share: a time trial is trained, and its policy drives flying laps.
 
 A training ends with its last update and not by the clock, so that what it learns does not hang on
-the machine's speed: 184,320 updates, ten minutes on two quiet cores, 17 on one.
+the machine's speed: 184,320 updates, 11 minutes at the 274 a second of two quiet cores.
 """
 
 from collections.abc import Mapping

@@ -75,7 +75,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "casadi":
         raise
-    sys.exit("projects.sophy.limit needs casadi: pip install 'champion-control[limit]'")
+    sys.exit("projects.sophy.limit needs casadi; `./run` installs it")
 
 COARSE, FINE = 0.2, 0.1  # intervals of the two meshes [s]
 

@@ -223,6 +223,13 @@ class TestRecord:
         assert tracking.code_version() == {"git_sha": sha, "dirty": False}
         (tmp_path / "tracking.py").write_text("a = 2\n")
         assert tracking.code_version() == {"git_sha": sha, "dirty": True}
+        # What an experiment keeps in the repository may be left out.
+        assert tracking.code_version(but=("*.py",)) == {"git_sha": sha, "dirty": False}
+        (tmp_path / "deep").mkdir()
+        (tmp_path / "deep" / "results.jsonl").write_text("{}\n")
+        assert tracking.code_version(but=("*.py",)) == {"git_sha": sha, "dirty": True}
+        but = ("*.py", "**/results.jsonl")
+        assert tracking.code_version(but=but) == {"git_sha": sha, "dirty": False}
 
     def test_a_file_is_replaced_as_a_whole_or_not_at_all(self, tmp_path, monkeypatch):
         path = tmp_path / "record.json"

@@ -1,5 +1,6 @@
 """Sweeps of a tiny experiment: whole, killed and resumed, failing, and with wrong files."""
 
+import importlib
 import json
 import os
 import shutil
@@ -427,6 +428,8 @@ def test_our_sweep_files_are_understood_here_and_by_a_wandb_agent(path):
     assert arguments == arguments_of(proposed)
     flags.parse(plan.defaults, arguments)
     assert filled[:4] == ["./run", "python", "-m", plan.module]
+    # What it names is there.
+    importlib.import_module(plan.module).make_experiment(flags.parse(plan.defaults, arguments))
 
 
 def test_there_are_sweep_files():

@@ -133,12 +133,15 @@ PAPER = Paper(
     deviations=(
         "Our own simulator, cars and circuits: no lap time can be compared, so laps are given over "
         "the minimum lap time that optimal control finds for the same car.",
-        "184,320 updates (ten minutes on two CPU cores) instead of days on a GPU with 20 consoles; "
-        "ablations with a quarter of them.",
+        "184,320 updates (11 minutes on two quiet CPU cores) instead of days on a GPU with 20 "
+        "consoles; ablations with 40,960 of them.",
         "The opponents in the championships are scripted drivers, not people; the bold and the "
-        "fair driver differ in what a fault cost them while learning (docs/racing.md).",
-        "The course points are 20 per line instead of 60, and one critic counts instead of the "
-        "smaller of two (docs/benchmarks.md says why).",
+        "fair driver differ in the price of a fault, but also in the size of their fields, their "
+        "situations, their updates and the score that chose them (docs/racing.md).",
+        "Five steps instead of seven, so one step is compared with five; layer norm, a learnt and "
+        "annealed temperature, an annealed discount, an averaged actor.",
+        "The course points are 20 per line instead of 60; one critic counts instead of the smaller "
+        "of two (docs/benchmarks.md says why).",
     ),
     cost="some three hours on two cores (three trainings of ten minutes, twelve ablations of "
     "three, two championships), in parts by `--only`.",
