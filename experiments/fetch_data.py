@@ -1,8 +1,8 @@
 """Downloads public data sets from their authors' repositories, at pinned commits.
 
-    ./run python -m experiments.fetch_data racetracks --dest=data
+    ./run python -m experiments.fetch_data racetracks --dest=.
     ./run python -m experiments.fetch_data table_tennis ace_matches --dest=data --yes
-    ./run python -m experiments.fetch_data racetracks --dest=data --mirror=http://localhost:8000
+    ./run python -m experiments.fetch_data racetracks --dest=. --mirror=http://localhost:8000
 
 `racetracks`: six circuits of the TUM racetrack database, for `--circuit=data/racetracks/Spa.csv`.
 `table_tennis`: ball states of Google DeepMind (JSON) and launcher trajectories of AIMY (HDF5), as
@@ -436,7 +436,7 @@ def download(job: Job, server: str, progress: Progress) -> str:
 def main(config: FetchConfig) -> int:
     allowed = ", ".join(SETS)
     if not config.sets:
-        raise UsageError(f"name a set, as in: fetch_data racetracks --dest=data; sets: {allowed}")
+        raise UsageError(f"name a set, as in: fetch_data racetracks --dest=.; sets: {allowed}")
     for name in config.sets:
         if name not in SETS:
             raise UsageError(f"there is no set {name!r}; sets: {allowed}")

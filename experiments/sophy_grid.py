@@ -3,8 +3,8 @@
     ./run python -m experiments.sophy_grid --policy=DIR
     ./run python -m experiments.sophy_grid --policy=scripted:expert --cars=12 --laps=5 --json
 
-The others, from beginner to expert in even steps, stand before him in a drawn order. What came of
-it: his places, overtakes, contacts and faults, with 95 % intervals (Student) over races, the chart
+The others, from beginner to expert in even steps, stand before it in a drawn order. What came of
+it: its places, overtakes, contacts and faults, with 95 % intervals (Student) over races, the chart
 of the first race and its replay.
 """
 

@@ -6,7 +6,7 @@
 
 As in Wurman et al. 2022: every episode is one of several situations (`projects/sophy/scenarios`),
 each of which feeds a replay table with a fixed share of every batch, against opponents of a league:
-the learner himself, scripted drivers of all levels, policies frozen before. All cars that the
+the learner itself, scripted drivers of all levels, policies frozen before. All cars that the
 learner drives learn. Actions are relative to the racing line (`env.solo.steering=line`), and held
 for three decisions while learning, as in the garage.
 

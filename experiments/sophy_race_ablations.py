@@ -40,7 +40,7 @@ VARIANTS = {
     "full": Variant("the full recipe: a table per situation, mixed opponents", lambda base: base),
     "one_table": Variant("one table of everything", _one_table),
     "scripted_only": Variant("scripted opponents only", _self_play(0.0)),
-    "self_only": Variant("himself only, but for the slow cars ahead", _self_play(1.0)),
+    "self_only": Variant("itself only, but for the slow cars ahead", _self_play(1.0)),
 }
 
 

@@ -163,7 +163,7 @@ def manners(results: Results, slots: np.ndarray) -> dict[str, np.ndarray]:
     }
     return {
         **{f"{name}_per_car_and_lap": value / laps for name, value in per_lap.items()},
-        # Of contacts that he was in, those he was blamed for.
+        # Of contacts that it was in, those it was blamed for.
         "share_at_fault": ratio(faults, contacts),
         "contacts_per_hundred_overtakes": ratio(100.0 * contacts, overtakes),
         "rear_end_speed": np.asarray(rear_end_speed(hits)),  # 95th percentile [m/s]

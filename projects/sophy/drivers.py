@@ -3,7 +3,7 @@
 A driver follows the racing line at a share of the speed that the quasi-steady lap has on it
 (`racing_line`), brakes some time earlier than that lap does, as people do, and minds the others:
 who is slower ahead is passed on the side with more room, or followed where there is none; who is
-alongside is left his width of road. Nothing is remembered from step to step.
+alongside is left its width of road. Nothing is remembered from step to step.
 
 They act as a policy does, relative to the racing line (`env.steering=line`); what hands and feet
 make of it is `path_following`.
@@ -32,9 +32,9 @@ class Level(NamedTuple):
     """How strong a driver is; leaves [] or [M]."""
 
     pace: Array  # share of the speed on the line
-    early: Array  # how much earlier he brakes than he must [s]
-    room: Array  # left between him and a car alongside [m]
-    distance: Array  # kept behind a car that he cannot pass [s]
+    early: Array  # how much earlier it brakes than it must [s]
+    room: Array  # left between it and a car alongside [m]
+    distance: Array  # kept behind a car that it cannot pass [s]
 
 
 LEVELS: dict[str, tuple[float, float, float, float]] = {

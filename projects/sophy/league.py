@@ -1,7 +1,7 @@
 """A league of drivers: who sits in the slots of a race that the learner does not drive.
 
 `LeagueRace` is a race in which every episode draws a situation (`scenarios`) and a driver for each
-opponent: the learner himself, a scripted driver of drawn skill (`drivers`), or a policy that was
+opponent: the learner itself, a scripted driver of drawn skill (`drivers`), or a policy that was
 frozen in a bundle. Their actions replace those that are handed in for their slots, and
 `State.info["action"]` tells what was done.
 """
@@ -45,7 +45,7 @@ class LeagueConfig:
         ("attacked", 0.05),
         ("rejoin", 0.05),
     )  # how often episodes are which of them
-    self_play: float = 0.5  # share of opponents that the learner drives himself
+    self_play: float = 0.5  # share of opponents that the learner drives itself
     skill: tuple[float, float] = (0.0, 1.0)  # of scripted opponents, 0 beginner to 1 expert
     frozen: tuple[str, ...] = ()  # policies that drive a part of the rest, see `load_racer`
     frozen_share: float = 0.5  # that part
@@ -158,7 +158,7 @@ def load_racer(name: str, env: RaceEnv) -> Callable[[Obs], Array]:
     """A frozen policy as a function of observations [M, ...].
 
     `name` is a bundle's directory, or DIR@SHARE for the same driver at a share of the speed that
-    he asks for, or DIR@LEVEL (`DIFFICULTY`): slower, with what he has learnt about others.
+    it asks for, or DIR@LEVEL (`DIFFICULTY`): slower, with what it has learnt about others.
 
     Raises UserError where it does not fit the race: other observations or actions.
     """

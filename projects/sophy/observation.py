@@ -5,7 +5,7 @@ lines, and course points on the left line, the centre line and the right line ov
 at the present speed, in the car's frame. Entry `privileged_state` is for critics only: the grip
 under each wheel, each wheel's distance to the walls, and the place on the lap. Entries `car` and
 `surface` are for drivers of many: `car_features`, which stay the same all episode, and the numbers
-of the road under the car. Entry `racing_line` is what a driver plans before he has driven a metre:
+of the road under the car. Entry `racing_line` is what a driver plans before it has driven a metre:
 where the racing line goes, and what acceleration takes the car to the speed that it
 allows this car at each point ahead (`racing_line`).
 

@@ -12,9 +12,9 @@ the first that speaks, decides:
 3. *rear end*, where the contact is within 45 degrees of one's nose and the other's tail: the one
    behind, unless the one ahead moved across by half a width within a second
    (*blocking*), or braked far harder than the lap asks for there (*brake test*);
-4. *corner*: the attacker is the car behind two seconds before. On the inside he is entitled to room
-   if he stayed on the road and his front axle was level with the other's mirrors; on the outside if
-   it was ahead of the other's. Without that he is at fault; with it, whoever moved towards the
+4. *corner*: the attacker is the car behind two seconds before. On the inside it is entitled to room
+   if it stayed on the road and its front axle was level with the other's mirrors; on the outside if
+   it was ahead of the other's. Without that it is at fault; with it, whoever moved towards the
    other clearly more is;
 5. *straight*: whoever moved towards the other clearly more; else nobody is.
 
