@@ -80,6 +80,7 @@ class QRSACConfig:
     smoothness: float = 0.0  # in the actor's loss, of how much its mode differs for like inputs
     smoothness_noise: float = 0.1  # spread of like inputs, in standard deviations of each entry
     normalise_obs: bool = True  # standardise observations by running statistics
+    raw_obs: tuple[str, ...] = ()  # but not these entries, which smoothness leaves alone, too
     normalise_updates: int = 20_000  # updates after which those statistics freeze
     reset_interval: int = 0  # updates between re-initialisations of all networks; 0 is never
     batch_size: int = 256  # transitions per update
@@ -128,6 +129,13 @@ class QRSACConfig:
             for entry in self.static_obs:
                 if entry in getattr(self, name):
                     raise ValueError(f"static_obs names {entry!r}, which {name} names too")
+        used = self.actor_obs + self.critic_obs + self.static_obs + self.reconstruct_obs
+        for entry in self.raw_obs:
+            if entry not in used:
+                raise ValueError(
+                    f"raw_obs names {entry!r}, which nothing reads; read are "
+                    f"{', '.join(dict.fromkeys(used))}"
+                )
 
     def _check_population(self):
         for entry in self.population:
@@ -252,11 +260,17 @@ def make_qr_sac(
         )
         return actor, quantiles, mean
 
+    def noise_of(entry: str) -> float:
+        return 0.0 if entry in config.raw_obs else config.smoothness_noise
+
     def read(entries: tuple[str, ...], stats: dict[str, RunningStats], obs: Obs) -> Inputs:
-        """The named entries, standardised, each `[..., F]`."""
-        if config.normalise_obs:
-            return tuple(normalise(stats[name], obs[name]) for name in entries)
-        return tuple(obs[name] for name in entries)
+        """The named entries, standardised where they are to be, each `[..., F]`."""
+        return tuple(
+            normalise(stats[name], obs[name])
+            if config.normalise_obs and name not in config.raw_obs
+            else obs[name]
+            for name in entries
+        )
 
     def init_networks(key: Key, obs_stats: dict[str, RunningStats]) -> Networks:
         actor_key, critic_key = jax.random.split(key)
@@ -434,8 +448,8 @@ def make_qr_sac(
             if config.smoothness:
                 keys = jax.random.split(like_key, len(actor_input))
                 like = tuple(
-                    entry + config.smoothness_noise * jax.random.normal(key, entry.shape)
-                    for entry, key in zip(actor_input, keys, strict=True)
+                    entry + noise_of(name) * jax.random.normal(key, entry.shape)
+                    for name, entry, key in zip(actor_entries, actor_input, keys, strict=True)
                 )
                 other = TanhNormal.from_output(
                     actor_network.apply(params, like)[:, : 2 * action_size]

@@ -47,8 +47,9 @@ def forget(stats: RunningStats, count: float = 1000.0) -> RunningStats:
 
 
 def normalise(stats: RunningStats, value: jax.Array, limit: float = 10.0) -> jax.Array:
-    """Standardises `value` `[..., F]`, clipped to +-limit; constant features stay near zero."""
+    """Standardises `value` `[..., F]`, clipped to +-limit. Features that have never changed are
+    only centred: the smallest spread would make them deafening once they do."""
     variance = stats.deviation / jnp.maximum(stats.count, 1.0)
-    scale = jax.lax.rsqrt(jnp.maximum(variance, 1e-6))
+    scale = jnp.where(variance > 0.0, jax.lax.rsqrt(jnp.maximum(variance, 1e-6)), 1.0)
     scaled = jnp.clip((value - stats.mean) * scale, -limit, limit)
     return jnp.where(stats.count > 0, scaled, value)

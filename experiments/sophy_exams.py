@@ -47,6 +47,7 @@ EXAMS: dict[str, Exam] = {
     "grid": Exam(0, 0.6, pass_mark=0.8),
     "pack": Exam(0, 0.8, pass_mark=0.8),
     "slow_ahead": Exam(1, 0.75),
+    "chase": Exam(1, 0.85, pass_mark=0.5),
     "slipstream": Exam(1, 0.85, pass_mark=0.7),
     "corner": Exam(0, 0.85),
     "attacked": Exam(-1, 0.85),

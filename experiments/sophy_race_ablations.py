@@ -66,7 +66,7 @@ def main(config: SophyRaceAblations) -> int:
             column="eval/score",
             result=mean_of_last("eval/score"),
             measure="score",
-            y_label="pace, less off-course steps and faults",
+            y_label="pace, less off-course steps and hard faults",
         ),
     )
 

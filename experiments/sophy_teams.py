@@ -52,7 +52,7 @@ def race_config_of(teams: tuple[str, ...], circuits: str) -> RaceConfig:
             if extra.get("project") != "sophy":
                 raise UsageError(f"policy {team}: not trained by projects/sophy, it cannot race")
             if "race" in extra:
-                config = flags.from_dict(RaceConfig, extra["race"], base=config)
+                config = flags.from_dict(RaceConfig, extra["race"], base=RaceConfig())
                 break
     solo = dataclasses.replace(config.solo, **({"circuit": circuits} if circuits else {}))
     return dataclasses.replace(

@@ -493,6 +493,7 @@ class RaceEnv(Env):
             **jax.vmap(drive_metrics)(race.drives),
             "contact_steps": of_either(race.meetings.contact > 0.0).astype(jnp.float32),
             "at_fault": -terms["unsporting"],
+            "hard_at_fault": -terms["hard_fault"],
         }
 
     @property

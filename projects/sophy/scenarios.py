@@ -48,6 +48,7 @@ SCENARIOS: dict[str, Scenario] = {
     "slow_ahead": Scenario(
         (2, 3), (15.0, 60.0), (0.5, 0.9), place=LAST, skill=(-1.5, -0.5), scripted=True
     ),
+    "chase": Scenario((2, 3), (6.0, 20.0), (0.5, 0.9), place=LAST, skill=(0.8, 1.1), scripted=True),
     "slipstream": Scenario(
         (2, 2), (8.0, 25.0), (0.75, 0.95), side=0.2, begins=STRAIGHT, place=LAST
     ),

@@ -594,6 +594,7 @@ def test_hypers_are_read_from_the_configuration():
         ({"actor_obs": ()}, "actor_obs must name at least one observation entry"),
         ({"critic_obs": ()}, "critic_obs must name at least one observation entry"),
         ({"static_obs": ("state",)}, "static_obs names 'state', which actor_obs names too"),
+        ({"raw_obs": ("car",)}, "raw_obs names 'car', which nothing reads; read are state"),
         (
             {"critic_obs": ("state", "car"), "static_obs": ("car",)},
             "static_obs names 'car', which critic_obs names too",
@@ -670,6 +671,23 @@ def test_a_smooth_actor_does_nearly_the_same_in_like_states():
         return float(jnp.mean(moved**2))
 
     assert roughness(20.0) < 0.3 * roughness(1e-6)
+
+
+def test_raw_entries_are_neither_standardised_nor_blurred():
+    made = setup(raw_obs=("state", "extra"), smoothness=5.0)
+    plain = setup(normalise_obs=False)
+    batch = make_batch()
+    after, metrics = made.update(made.state, batch, KEY)
+    expected, _ = plain.update(plain.state, batch, KEY)
+    assert_same(after.networks, expected.networks)
+    assert float(metrics["roughness"]) == 0.0
+    # One of two entries alone is standardised.
+    mixed = setup(raw_obs=("extra",))
+    other, _ = mixed.update(mixed.state, batch, KEY)
+    assert difference(other.networks.critics, expected.networks.critics) > 0.0
+    standard = setup()
+    third, _ = standard.update(standard.state, batch, KEY)
+    assert difference(other.networks.critics, third.networks.critics) > 0.0
 
 
 def test_adopted_agent_keeps_what_was_learnt_and_its_own_hyper_parameters():

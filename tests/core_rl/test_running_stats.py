@@ -70,6 +70,11 @@ def test_constant_feature_stays_near_zero(constant):
     assert abs(normalise(stats, jnp.array([constant], jnp.float32))[0]) < 1.0
 
 
+def test_a_feature_that_never_changed_is_heard_as_it_is_once_it_does():
+    stats = update(init_stats(1), jnp.zeros((64, 1)), True)
+    np.testing.assert_array_equal(normalise(stats, jnp.array([[0.0], [0.75]])), [[0.0], [0.75]])
+
+
 def test_unbatched_input_is_refused():
     with pytest.raises(AssertionError):
         update_stats(init_stats(3), jnp.zeros(3), jnp.array(True))
