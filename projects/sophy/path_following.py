@@ -119,9 +119,9 @@ def along_line(
     """The road-wheel angle [] [rad] and the pedal [] of an `action` [2] relative to a racing line.
 
     The first entry swerves from a gentle way back to the line, positive to the left; a full one
-    asks for all the grip. The second is how much faster than usual the car should be; full ones are
-    full throttle and hard braking nearly everywhere. Zeros are a lap on the line at `config.usual`
-    of its speed.
+    towards the line asks for all the grip, one away from it for what that way leaves. The second is
+    how much faster than usual the car should be; full ones are full throttle and hard braking
+    nearly everywhere. Zeros are a lap on the line at `config.usual` of its speed.
     """
     axles, base = axles_of(track, drive), _way_back(track, drive, line, config)
     there = tracks.at(track, drive.s + reach_of(drive))

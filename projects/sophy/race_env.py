@@ -66,10 +66,11 @@ PACK_GAP = (10.0, 40.0)  # between the cars of a loose pack [m]
 GRID_SHARE = 0.45  # of the half width, where the columns of a grid stand
 RETIRES = 15.0  # a car that stands still for so long is out [s]
 STANDS = 1.0  # slower than this is standing still [m/s]
+TRIES_AGAIN = 1.0  # after which marshals look again whether the road is clear [s]
 SET_BACK_ROOM = (20.0, 3.0)  # along and across, where no other car may be for marshals [m]
 NEED_OVER = 20.0  # way over which the lap's braking is looked at [m]
 EARLY = 1.0  # so much before the lap one may brake as hard [s]
-CONTACT_ENDS = 5  # control steps without touching after which a contact is a new one
+CONTACT_ENDS = 5  # with more control steps than these without touching, a contact is a new one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -392,8 +393,9 @@ class RaceEnv(Env):
         standing = jnp.where(stands, previous.standing + CONTROL_STEP, 0.0)
         retires = (standing >= RETIRES) & previous.present & ~finishes
         if config.marshals:
-            # Tried again where the road was not clear.
-            calls = standing // config.marshals > previous.standing // config.marshals
+            # Tried again where the road was not clear; who was set back has time to drive off.
+            late, late_before = standing - config.marshals, previous.standing - config.marshals
+            calls = (late >= 0.0) & (late // TRIES_AGAIN > late_before // TRIES_AGAIN)
             offset, on_road = drives.placement.offset, previous.on_road
             drives, _ = put_back(
                 track, drives, on_road, calls & on_road, offset, 0.0, SET_BACK_ROOM

@@ -122,7 +122,9 @@ def count(
     forced = others & (squeezed <= LATELY) & leaves[None]
 
     touches_wall = on_road & (new.wall_contact > 0.0)
-    own_pace = jnp.where(on_road, pace, 0.0)
+    # The first lap, from a standing grid, tells little about pace and much about the start.
+    counts = on_road & (old.laps_begun >= 2)
+    own_pace = jnp.where(counts, pace, 0.0)
     tally = Tally(
         laps=tally.laps + (lap_time > 0.0),
         fastest_lap=jnp.where(quicker, lap_time, tally.fastest_lap),
@@ -136,9 +138,9 @@ def count(
         wall_contacts=tally.wall_contacts + (touches_wall & (old.wall_contact == 0.0)),
         defensive_moves=tally.defensive_moves + (on_road & (moves > jnp.maximum(memory.moves, 1))),
         forced_off=tally.forced_off + jnp.sum(forced, axis=1),
-        traffic_steps=tally.traffic_steps + (on_road & traffic),
+        traffic_steps=tally.traffic_steps + (counts & traffic),
         traffic_pace=tally.traffic_pace + jnp.where(traffic, own_pace, 0.0),
-        free_steps=tally.free_steps + (on_road & ~traffic),
+        free_steps=tally.free_steps + (counts & ~traffic),
         free_pace=tally.free_pace + jnp.where(traffic, 0.0, own_pace),
     )
     return tally, Memory(ahead, gained, squeezed, side * on_straight, moves * on_straight)

@@ -180,6 +180,13 @@ def test_pace_is_told_apart_by_traffic(scene):
     np.testing.assert_allclose(tally.traffic_pace, [0.0, 0.5, 0.5], atol=1e-3)
 
 
+def test_the_lap_from_the_grid_does_not_count_for_pace(scene):
+    race = changed(scene[1], laps_begun=jnp.ones(3, jnp.int32))
+    tally = counted(scene, [changed(race, progress=jnp.full(3, 2.0))], race)
+    assert not any(tally.traffic_steps) and not any(tally.free_steps)
+    assert not any(tally.traffic_pace) and not any(tally.free_pace)
+
+
 def test_the_speed_of_rear_ends_is_a_quantile():
     counts = np.zeros((1, NUM_BINS), int)
     counts[0, 0], counts[0, 7] = 95, 5
