@@ -105,7 +105,8 @@ def test_the_learner_drives_his_slots_and_others_do_as_they_like(league):
     states = jax.jit(jax.vmap(league.reset))(jax.random.split(jax.random.key(2), 32))
     driver = np.asarray(states.info["driver"])
     assert (driver[:, 0] == LEARNER).all()
-    assert 0.35 < (driver[:, 1:] == LEARNER).mean() < 0.55  # half, but none in slow_ahead
+    # Half, but none in two of the ten situations.
+    assert 0.3 < (driver[:, 1:] == LEARNER).mean() < 0.5
     slow = np.asarray(states.info["scenario"]) == list(SCENARIOS).index("slow_ahead")
     assert slow.any() and (driver[slow, 1:] == SCRIPTED).all()
     assert (np.asarray(states.info["skill"])[slow] < 0.0).all()
@@ -142,8 +143,8 @@ def test_races_are_driven_to_the_flag_and_counted(env):
     def act(states):
         return jax.vmap(lambda race: scripted_actions(env, race, skill))(states.pipeline_state)
 
-    driven = jax.jit(drive_races, static_argnums=(0, 1))(env, act, states)
-    results = jax.tree.map(lambda leaf: leaf[0], driven)
+    drive = jax.jit(drive_races, static_argnums=(0, 1))
+    results = jax.tree.map(lambda leaf: leaf[0], drive(env, act, states))
     np.testing.assert_array_equal(results.place[:2], [2, 1])
     np.testing.assert_array_equal(results.tally.laps[:2], [2, 2])
     np.testing.assert_array_equal(results.time[2:], 0.0)
@@ -153,6 +154,17 @@ def test_races_are_driven_to_the_flag_and_counted(env):
     assert 0.9 * reference < results.tally.fastest_lap[1] < 0.5 * results.time[1]
     seconds = 5.0 * np.asarray(results.faults)[:, 1:].sum(1)
     np.testing.assert_array_equal(results.penalty, seconds)
+
+    # The winner of the road is second once twelve medium contacts are his, at 5 s each.
+    record = race.stewarding.record
+    guilty = record._replace(faults=record.faults.at[1, 1].set(12))
+    charged = dataclasses.replace(
+        race, stewarding=dataclasses.replace(race.stewarding, record=guilty)
+    )
+    states = jax.tree.map(lambda leaf: leaf[None], start.replace(pipeline_state=charged))
+    punished = jax.tree.map(lambda leaf: leaf[0], drive(env, act, states))
+    np.testing.assert_array_equal(punished.place[:2], [1, 2])
+    assert punished.time[1] == pytest.approx(results.time[1] + 60.0)
 
 
 def test_most_of_a_scripted_field_of_twenty_finish_ten_laps():

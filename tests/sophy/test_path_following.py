@@ -68,7 +68,7 @@ def test_hurry_is_faster_and_a_swerve_goes_to_its_side(env):
     assert offset["right"] < offset["still"] - 0.1 < offset["left"] - 0.2
 
 
-def test_a_full_swerve_uses_all_the_grip_wherever_the_car_is(env):
+def test_a_full_swerve_towards_the_line_uses_all_the_grip(env):
     # Where the way back to the line is a gentle one, which is not so before every corner.
     for share in (-0.8, 0.8):
         end, _ = drive(env, jnp.array([-np.sign(share), 0.0]), [0], [0], share=share, s=900.0)
