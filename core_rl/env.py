@@ -109,8 +109,9 @@ def observation_sizes(env: Env) -> dict[str, int]:
 class HeldActions(Wrapper):
     """An environment whose every action is held for `num_steps` steps, or to the end of the task.
 
-    Rewards and metrics are summed. What a single short action is worth drowns in the error of a
-    value function; held longer, it is worth more.
+    Rewards and metrics are summed, and who learns in a part of it (`info["learns"]`) does in all.
+    What a single short action is worth drowns in the error of a value function; held longer, it is
+    worth more.
     """
 
     def __init__(self, env: Env, num_steps: int):
@@ -127,10 +128,18 @@ class HeldActions(Wrapper):
             after = jax.tree.map(lambda old, new: jnp.where(over, old, new), before, after)
             counts = 1.0 - before.done
             metrics = jax.tree.map(lambda a, b: a + counts * b, metrics, after.metrics)
+            if "learns" in after.info:
+                # Or who leaves in the middle would never be seen to leave.
+                learns = before.info["learns"] | after.info["learns"]
+                after = after.replace(info={**after.info, "learns": learns})  # pyright: ignore[reportAttributeAccessIssue]
             return (after, reward + counts * after.reward, metrics), None
 
         zeros = jax.tree.map(jnp.zeros_like, (state.reward, state.metrics))
-        begin = (state.replace(done=jnp.zeros_like(state.done)), *zeros)  # pyright: ignore[reportAttributeAccessIssue]
+        info = state.info
+        if "learns" in info:
+            info = {**info, "learns": jnp.zeros_like(info["learns"])}
+        state = state.replace(done=jnp.zeros_like(state.done), info=info)  # pyright: ignore[reportAttributeAccessIssue]
+        begin = (state, *zeros)
         (state, reward, metrics), _ = jax.lax.scan(hold, begin, None, length=self.num_steps)
         return state.replace(reward=reward, metrics=metrics)  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -190,6 +190,33 @@ class Crew(EpisodeEnv):
         return jax.vmap(super().step)(state, action)
 
 
+class Leaving(Crew):
+    """The same, but who is done has left, and learns no more."""
+
+    def reset(self, rng):
+        there = jnp.ones(3, bool)
+        return super().reset(rng).replace(info={"learns": there, "there": there})
+
+    def step(self, state, action):
+        there = state.info["there"]
+        after = super().step(state, action)
+        there_now = there & (after.done < 0.5)
+        return after.replace(info={"learns": there, "there": there_now})
+
+
+def test_who_leaves_while_an_action_is_held_learns_that_it_left():
+    held = HeldActions(Leaving(MAX_STEPS), 4)
+    left = False
+    for seed in range(12):
+        state = held.reset(jax.random.key(seed))
+        first = held.step(state, jnp.zeros((3, 1)))
+        assert first.info["learns"].all()
+        second = held.step(first, jnp.zeros((3, 1)))
+        np.testing.assert_array_equal(second.info["learns"], first.info["there"])
+        left |= bool((~first.info["there"]).any() and first.info["there"].any())
+    assert left
+
+
 class Stubborn(Crew):
     """The same, but the second agent does what it likes."""
 
