@@ -64,7 +64,7 @@ from projects.sophy.race_reward import PRESETS, RaceRewardConfig
 EVALUATION_RACES, EVALUATION_STEPS = 16, 600
 OFF_COURSE, FAULT = 0.002, 0.2  # what the score takes for a step, for a hard contact with blame
 SHOWN_SECONDS = 240.0  # of the race in the report
-NUM_EPOCHS = 260
+NUM_EPOCHS = 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +79,10 @@ class SophyRace:
             observation=ObservationConfig(racing_line=True),
             episode_seconds=60.0,
         ),
-        num_cars=4,
+        num_cars=8,
         laps=0,
         opponents=OpponentsConfig(road=True),
-        reward=RaceRewardConfig(unsporting=40.0),
+        reward=RaceRewardConfig(passing=1.0, hard_fault=60.0),
     )
     league: LeagueConfig = LeagueConfig()
     agent: QRSACConfig = dataclasses.replace(
@@ -91,15 +91,15 @@ class SophyRace:
         critic_obs=("state", "privileged_state", "racing_line", "opponents"),
         raw_obs=("opponents",),
         discount=0.94,  # of three steps
-        discount_final=0.97,
+        discount_final=0.98,
         smoothness=2.0,
         **long_schedule(NUM_EPOCHS),
     )
     train: TrainConfig = TrainConfig(
-        num_envs=32,
+        num_envs=24,
         steps_per_epoch=64,
         num_epochs=NUM_EPOCHS,
-        replay_capacity=500_000,
+        replay_capacity=1_500_000,  # two thirds of which are empty slots and other drivers
         tables=LeagueConfig().scenarios,
     )
     preset: str = ""  # published weights instead of env.reward: maggiore, seaside, sarthe, lee_2025

@@ -210,6 +210,12 @@ def test_a_race_learns_from_nothing_that_others_drove(tables):
         sophy_race.make_experiment(dataclasses.replace(sophy_race.CONFIG, train=train))
 
 
+def test_a_situation_without_a_table_is_refused():
+    train = dataclasses.replace(sophy_race.CONFIG.train, tables=(("duel", 1.0),))
+    with pytest.raises(UserError, match=r"--train.tables has no share of alone, which"):
+        sophy_race.make_experiment(dataclasses.replace(sophy_race.CONFIG, train=train))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
