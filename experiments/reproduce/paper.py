@@ -211,15 +211,15 @@ def ours(paper: Paper, line: Line, rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     values = [value for value in numbers if math.isfinite(value)]
     unit = f" {line.unit}" if line.unit else ""
-    count = f"{len(values)} runs"
+    count = _runs(len(values))
     if lacking := len(numbers) - len(values):
         has = "has" if lacking == 1 else "have"
         count = f"{len(values)} of {len(numbers)} runs; {lacking} {has} none"
     if not values:
-        return f"none ({len(numbers)} runs)" if numbers else ""
+        return f"none ({_runs(len(numbers))})" if numbers else ""
     if len(values) < FEW:
         told = " and ".join(f"{value:.5g}" for value in values)
-        return f"{told}{unit}" + (f" ({count})" if lacking else "")
+        return f"{told}{unit} ({count})"
     found = bootstrap(interquartile_mean, np.array(values)[:, None])
     return (
         f"{float(found.value):.5g}{unit} ({float(found.low):.5g} to {float(found.high):.5g}, "
@@ -232,6 +232,10 @@ def kept_rows(paper: Paper) -> list[dict[str, Any]]:
     rows = [row for row in read_rows(paper.folder / RESULTS) if row["paper"] == paper.name]
     scale = max((row["scale"] for row in rows), key=SCALES.index, default="")
     return list({row["key"]: row for row in rows if row["scale"] == scale}.values())
+
+
+def _runs(count: int) -> str:
+    return f"{count} run" + ("" if count == 1 else "s")
 
 
 def _commit(code: Mapping[str, Any]) -> str:

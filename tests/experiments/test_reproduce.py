@@ -96,12 +96,13 @@ def test_kept_results_are_those_of_the_runs_and_of_the_same_command(folder, caps
     changed = ReproduceConfig("small", only, str(folder / "other"), keep=True)
     assert reproduce(tiny_paper("--agent.x=0.3"), changed) == 0
     assert "done before" not in capsys.readouterr().err
-    assert "| of one |  | 1.01 |" in markdown(tiny_paper())
+    assert "| of one |  | 1.01 (1 run) |" in markdown(tiny_paper())
 
 
 def results(folder, *rows):
     told = {"paper": "tiny_2026", "command": "", "date": "2026-01-02", "seconds": 1.0}
-    told |= {"code": {"git_sha": "0" * 40}, "machine": {"cores": 2, "cpu": "abacus"}}
+    told |= {"code": {"git_sha": "0" * 40, "dirty": False}}
+    told |= {"machine": {"cores": 2, "cpu": "abacus"}}
     lines = [
         json.dumps({**told, "scale": scale, "key": key, "numbers": numbers})
         for scale, key, numbers in rows
@@ -114,7 +115,8 @@ def results(folder, *rows):
     [
         ((0.9, "nan", 0.7), "0.9 and 0.7 points (2 of 3 runs; 1 has none)"),
         ((0.9, None, None), "0.9 points (1 of 3 runs; 2 have none)"),
-        (("nan",), "none (1 runs)"),
+        ((0.9, 0.7), "0.9 and 0.7 points (2 runs)"),
+        (("nan",), "none (1 run)"),
         ((0.9, 0.9, 0.9, None), "0.9 points (0.9 to 0.9, 3 of 4 runs; 1 has none)"),
     ],
 )
@@ -127,11 +129,19 @@ def test_runs_without_a_number_are_told_apart(folder, scores, cell):
     assert f"| score | 0.9 | {cell} |" in markdown(tiny_paper())
 
 
+def test_it_says_of_which_code_results_are(folder):
+    results(folder, ("small", "tiny/s1", {"score": 0.9}))
+    path = folder / "tiny_2026/results.jsonl"
+    assert "at commit 0000000, on 2 cores, abacus" in markdown(tiny_paper())
+    path.write_text(path.read_text().replace('"dirty": false', '"dirty": true'))
+    assert "at commit 0000000 with files not committed, on" in markdown(tiny_paper())
+
+
 def test_the_table_is_of_the_largest_scale(folder):
     small, full = [(scale, "tiny/s1", {"score": x}) for scale, x in (("small", 1), ("full", 2))]
     results(folder, full, small)
     text = markdown(tiny_paper())
-    assert "| of one |  | 2 |" in text and "Ours: scale full, 1 steps" in text
+    assert "| of one |  | 2 (1 run) |" in text and "Ours: scale full, 1 steps" in text
 
 
 def test_no_line_mixes_trained_policies_with_the_committed_one():
@@ -163,7 +173,7 @@ def test_the_table_has_ours_beside_theirs_and_says_what_is_missing(folder):
     config = ReproduceConfig("small", ("tiny/s1",), str(folder / "out"), keep=True)
     assert reproduce(tiny_paper(), config) == 0
     text = markdown(tiny_paper())
-    assert "| score | 0.9 | 0.92 points |" in text and "| never run | 7 |  |" in text
+    assert "| score | 0.9 | 0.92 points (1 run) |" in text and "| never run | 7 |  |" in text
     config = ReproduceConfig("small", out=str(folder / "out"), keep=True)
     assert reproduce(tiny_paper(), config) == 0
     text = markdown(tiny_paper())
