@@ -16,7 +16,11 @@ from experiments.reproduce.paper import (
 from experiments.reproduce.time_trials import evaluation, training
 
 ABLATIONS = ("full", "scalar", "one_step", "no_points")
-RACERS = {"bold": "projects/sophy/policies/race", "fair": "projects/sophy/policies/race_fair"}
+RACERS = {
+    "bold": "projects/sophy/policies/race",
+    "many": "projects/sophy/policies/race_many",
+    "fair": "projects/sophy/policies/race_fair",
+}
 
 
 def read_ablation(_: Path, stdout: str) -> Mapping[str, float]:
@@ -48,7 +52,8 @@ def ablation(name: str, seed: int) -> Step:
 
 def points_and_faults(name: str, published: tuple[str, str] = ("", "")) -> tuple[Line, ...]:
     """The lines of a championship; what is published of the agents' and the others' points."""
-    key, team = f"championship/{name}", f"the {name} driver"
+    key = f"championship/{name}"
+    team = "the driver of ten circuits" if name == "many" else f"the {name} driver"
     return (
         Line(f"championship: points of 156, {team}", published[0], key, "points"),
         Line("its opponents' points", published[1], key, "points_of_the_others"),
@@ -128,6 +133,7 @@ PAPER = Paper(
             "of_limit",
         ),
         *points_and_faults("bold", ("104", "52 (humans)")),
+        *points_and_faults("many"),
         *points_and_faults("fair"),
     ),
     deviations=(
@@ -135,19 +141,19 @@ PAPER = Paper(
         "the minimum lap time that optimal control finds for the same car.",
         "184,320 updates (11 minutes on two quiet CPU cores) instead of days on a GPU with 20 "
         "consoles; ablations with 40,960 of them.",
-        "The opponents in the championships are scripted drivers, not people; the bold and the "
-        "fair driver differ in the price of a fault, but also in the size of their fields, their "
-        "situations, their updates and the score that chose them (docs/racing.md).",
+        "The opponents in the championships are scripted drivers, not people; the "
+        "drivers differ in the price of a fault, but also in their circuits, situations, updates "
+        "and observations (docs/racing.md).",
         "Five steps instead of seven, so one step is compared with five; layer norm, a learnt and "
         "annealed temperature, an annealed discount, an averaged actor.",
         "The course points are 20 per line instead of 60; one critic counts instead of the smaller "
         "of two (docs/benchmarks.md says why).",
     ),
     cost="some three hours on two cores (three trainings of ten minutes, twelve ablations of "
-    "three, two championships), in parts by `--only`.",
+    "three, three times twenty championships), in parts by `--only`.",
     expected="laps at 1.05 of the minimum lap time without a step off course; without quantiles "
-    "and without course points clearly worse; about 105 points of 156 against scripted experts "
-    "with more faults than theirs, about 93 with as few.",
+    "and without course points clearly worse; 115 points of 156 against scripted experts with "
+    "half as many faults again as theirs, 101 with a few more, 93 with as few.",
     full="a GPU for some days per driver: 4 x 2048 networks, millions of updates, 20-car races.",
 )
 
