@@ -1,6 +1,6 @@
 """Sophy races: QR-SAC learns to drive a GT3 car among others, fast and fairly.
 
-    ./run train race
+    ./run train race  # half an hour of one core, 8 GB of memory; results in docs/racing.md
     ./run train race --train.begin_from=runs/sophy_race --league.frozen=runs/sophy_race/policy \
         --workdir=runs/second
 
