@@ -55,7 +55,7 @@ def points_and_faults(name: str, published: tuple[str, str] = ("", "")) -> tuple
     key = f"championship/{name}"
     team = "the driver of ten circuits" if name == "many" else f"the {name} driver"
     return (
-        Line(f"championship: points of 156, {team}", published[0], key, "points"),
+        Line(f"twenty championships: points of 156, {team}", published[0], key, "points"),
         Line("its opponents' points", published[1], key, "points_of_the_others"),
         Line(
             f"medium or heavy contacts with blame per car and lap, {team}", "", key, "hard_faults"
