@@ -258,7 +258,9 @@ def test_published_weights_are_a_flag():
 
 
 def test_measured_races_have_contact_and_wakes_whatever_a_policy_was_trained_with(monkeypatch):
-    race = dataclasses.replace(sophy_race.CONFIG.env, contact=False, slipstream=False, marshals=0.0)
+    race = dataclasses.replace(
+        sophy_race.CONFIG.env, num_cars=4, contact=False, slipstream=False, marshals=0.0
+    )
     manifest = {"extra": {"project": "sophy", "race": flags.to_dict(race)}}
     policy = SimpleNamespace(manifest=manifest)
     monkeypatch.setattr(sophy_teams, "load_policy", lambda path: policy)
