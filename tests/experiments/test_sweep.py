@@ -277,6 +277,16 @@ def started(out, count=1):
         time.sleep(0.05)
 
 
+@pytest.fixture
+def sigint():
+    """SIGINT as in a terminal: a shell's background jobs ignore it, and so do their children, among
+    them submitit's local cluster, which is asked to stop by it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint")
 def test_a_job_of_a_cluster_waits_for_its_directory_and_passes_a_request_to_stop_on(tmp_path):
     executor = Slurm(1, tmp_path, cluster="local")
     arguments = ["-m", "tests.experiments.tiny_experiment", f"--workdir={tmp_path / 'cell'}"]
