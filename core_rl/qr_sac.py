@@ -260,9 +260,6 @@ def make_qr_sac(
         )
         return actor, quantiles, mean
 
-    def noise_of(entry: str) -> float:
-        return 0.0 if entry in config.raw_obs else config.smoothness_noise
-
     def read(entries: tuple[str, ...], stats: dict[str, RunningStats], obs: Obs) -> Inputs:
         """The named entries, standardised where they are to be, each `[..., F]`."""
         return tuple(
@@ -448,7 +445,9 @@ def make_qr_sac(
             if config.smoothness:
                 keys = jax.random.split(like_key, len(actor_input))
                 like = tuple(
-                    entry + noise_of(name) * jax.random.normal(key, entry.shape)
+                    entry
+                    if name in config.raw_obs
+                    else entry + config.smoothness_noise * jax.random.normal(key, entry.shape)
                     for name, entry, key in zip(actor_entries, actor_input, keys, strict=True)
                 )
                 other = TanhNormal.from_output(

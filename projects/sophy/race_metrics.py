@@ -91,8 +91,9 @@ def count(
     ahead = jnp.where(jnp.abs(lead) > clear, lead > 0.0, memory.ahead)
     passed = others & ahead & (lead_now < -clear)
     lap_time = jnp.where(takes_part, new.lap_time, 0.0)
-    # The first lap began at the line, but from the grid.
-    flying = (old.laps_begun >= 2) & (lap_time > 0.0)
+    # The first lap began at the line, but from the grid: it tells much about the start.
+    past_first = old.laps_begun >= 2
+    flying = past_first & (lap_time > 0.0)
     quicker = flying & ((tally.fastest_lap == 0.0) | (lap_time < tally.fastest_lap))
 
     verdicts = after.stewarding.verdicts
@@ -122,8 +123,7 @@ def count(
     forced = others & (squeezed <= LATELY) & leaves[None]
 
     touches_wall = on_road & (new.wall_contact > 0.0)
-    # The first lap, from a standing grid, tells little about pace and much about the start.
-    counts = on_road & (old.laps_begun >= 2)
+    counts = on_road & past_first
     own_pace = jnp.where(counts, pace, 0.0)
     tally = Tally(
         laps=tally.laps + (lap_time > 0.0),

@@ -50,10 +50,12 @@ def ablation(name: str, seed: int) -> Step:
     return Step(f"ablation/{name}/s{seed}", "experiments.sophy_ablations", arguments, read_ablation)
 
 
-def points_and_faults(name: str, published: tuple[str, str] = ("", "")) -> tuple[Line, ...]:
-    """The lines of a championship; what is published of the agents' and the others' points."""
+def points_and_faults(
+    name: str, team: str, published: tuple[str, str] = ("", "")
+) -> tuple[Line, ...]:
+    """The lines of a championship of a `team`; what is published of the agents' and the others'
+    points."""
     key = f"championship/{name}"
-    team = "the driver of ten circuits" if name == "many" else f"the {name} driver"
     return (
         Line(f"twenty championships: points of 156, {team}", published[0], key, "points"),
         Line("its opponents' points", published[1], key, "points_of_the_others"),
@@ -132,9 +134,9 @@ PAPER = Paper(
             "ablation/no_points/*",
             "of_limit",
         ),
-        *points_and_faults("bold", ("104", "52 (humans)")),
-        *points_and_faults("many"),
-        *points_and_faults("fair"),
+        *points_and_faults("bold", "the bold driver", ("104", "52 (humans)")),
+        *points_and_faults("many", "the driver of ten circuits"),
+        *points_and_faults("fair", "the fair driver"),
     ),
     deviations=(
         "Our own simulator, cars and circuits: no lap time can be compared, so laps are given over "
