@@ -14,10 +14,10 @@ A fault costs what the reward says (`env.reward`, or published weights by their 
 `any_collision`, `rear_end` and `unsporting` at 0 are the driver without etiquette.
 
 The score is of races that are the same each time, half of the cars driven by the policy and half
-by scripted experts: the pace of the policy's cars as a share of the reference's, less 0.002 per
-step off course and 0.2 per medium or heavy contact that a steward blames them for; light ones cost
-nothing at the flag. What a step off course costs in time is in the pace; five times its weight
-picked slow policies from early in the training.
+by scripted experts, from a standing grid: the pace of the policy's cars as a share of the
+reference's, less 0.002 per step off course and 0.2 per medium or heavy contact that a steward
+blames them for; light ones cost nothing at the flag. What a step off course costs in time is in the
+pace; five times its weight picked slow policies from early in the training.
 
 The list of opponents is read as it is (`agent.raw_obs`), not standardised: the fifth car ahead is
 there in one sample of forty, and by its own standard deviation it would drown all else.
@@ -61,7 +61,7 @@ from projects.sophy.race_env import OpponentsConfig, RaceConfig, RaceEnv, race_o
 from projects.sophy.race_replay import show_race
 from projects.sophy.race_reward import PRESETS, RaceRewardConfig
 
-EVALUATION_RACES, EVALUATION_STEPS = 16, 600
+EVALUATION_RACES, EVALUATION_STEPS = 32, 600
 OFF_COURSE, FAULT = 0.002, 0.2  # what the score takes for a step, for a hard contact with blame
 SHOWN_SECONDS = 240.0  # of the race in the report
 NUM_EPOCHS = 300
@@ -81,7 +81,7 @@ class SophyRace:
         ),
         num_cars=8,
         laps=0,
-        opponents=OpponentsConfig(road=True),
+        opponents=OpponentsConfig(road=True, blame=True),
         reward=RaceRewardConfig(passing=1.0, hard_fault=60.0),
     )
     league: LeagueConfig = LeagueConfig()
@@ -219,8 +219,8 @@ def make_experiment(config: SophyRace) -> tuple[Experiment, RaceEnv]:
     league = LeagueRace(env, config.league)
     held, decisions = hold_actions(league, config.hold, config.env.solo.episode_length)
     agent, trainer = make_learner(config, held, decisions, league.membership)
-    # All slots filled, and rolling, whatever the configuration starts with.
-    rolling = starting(env, start="rolling", field=())
+    # All slots filled: the first lap is where most faults are.
+    grid = starting(env, start="grid", field=())
     experiment = Experiment(
         name="sophy_race",
         command="./run train race",
@@ -228,7 +228,7 @@ def make_experiment(config: SophyRace) -> tuple[Experiment, RaceEnv]:
         env=env,
         agent=agent,
         trainer=trainer,
-        evaluate=make_evaluation(rolling, agent),
+        evaluate=make_evaluation(grid, agent),
         score="score",
         describe=lambda row: (
             f"{row['pace']:.1%} of the reference's pace (experts {row['pace_scripted']:.1%}), "

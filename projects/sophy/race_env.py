@@ -49,10 +49,12 @@ from projects.sophy.stewards import (
     SECOND,
     Bodies,
     Record,
+    Situation,
     Trace,
     Verdicts,
     charge,
     clean_record,
+    foreseen,
     judge,
     severity,
 )
@@ -84,6 +86,7 @@ class OpponentsConfig:
     reach_behind: float = 50.0  # [m]
     heading: bool = True  # whether their heading is told
     road: bool = False  # whether it is told where they are on the road
+    blame: bool = False  # whether it is told who of the two would be at fault in a contact now
 
     def __post_init__(self):
         for name in ("ahead", "behind"):
@@ -95,7 +98,7 @@ class OpponentsConfig:
 
     @property
     def size(self) -> int:
-        return (self.ahead + self.behind) * (7 + 2 * self.heading + 5 * self.road)
+        return (self.ahead + self.behind) * (7 + 2 * self.heading + 5 * self.road + 2 * self.blame)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,10 +191,13 @@ def classification(race: RaceState) -> Array:
     return 1 + jnp.sum(better, axis=1)
 
 
-def opponents(track: Track, race: RaceState, config: OpponentsConfig) -> Array:
+def opponents(
+    track: Track, race: RaceState, config: OpponentsConfig, blame: Array | None = None
+) -> Array:
     """The others as every car sees them [M, config.size]: per car and listed opponent its position,
-    velocity and acceleration relative to the car's in its own frame, its heading there if asked
-    for, where it is on the road if asked for, and one, or zeros.
+    velocity and acceleration relative to the car's in its own frame, and, if asked for, its heading
+    there, where it is on the road, and whether the car and whether the opponent would be at fault
+    in a contact now, of which `blame` [M, M] bool tells of the first; and one, or zeros.
 
     On the road it is so far along the course and to the left of the car, so much faster along it,
     and has so much room on its left and on its right: what passing is about, and what its position
@@ -228,6 +234,9 @@ def opponents(track: Track, race: RaceState, config: OpponentsConfig) -> Array:
             (speed[None] - speed[:, None]) / 10.0,
             *jnp.broadcast_to(room[:, None] / 4.0, (2, num_cars, num_cars)),
         ]
+    if config.blame:
+        assert blame is not None
+        features += [blame.astype(jnp.float32), blame.T.astype(jnp.float32)]
     table = jnp.stack([*features, jnp.ones((num_cars, num_cars))], -1)  # [M, M, F]
 
     others = opponents_of(on_road)
@@ -446,19 +455,9 @@ class RaceEnv(Env):
         how = severity(impulse, mass[:, None], mass)
         judged = begins | ((met.contact > 0.0) & (how > before.severity))
 
-        stations = drives.s[:, None] + jnp.linspace(-20.0, CORNER_REACH, 5)
-        bends = jax.vmap(jax.vmap(lambda s: tracks.at(track, s).curvature))(stations)
-        sharpest = jnp.argmax(jnp.abs(bends), axis=1)[:, None]
-        curvature = jnp.take_along_axis(bends, sharpest, 1)[:, 0]
+        situation = self._situation(track, drives)
         verdicts = judge(
-            before.trace,
-            _bodies(cars),
-            judged,
-            normal,
-            curvature,
-            self._braking_need(drives),
-            chained,
-            track.length,
+            before.trace, _bodies(cars), judged, normal, situation, chained, track.length
         )
         return Stewarding(
             trace=_remember(before.trace, _seen(drives, distance)),
@@ -468,14 +467,20 @@ class RaceEnv(Env):
             record=charge(before.record, verdicts, how),
         )
 
-    def _braking_need(self, drives: DriveState) -> Array:
-        """The `braking_need` [M] [m/s^2] of the reference laps where the cars are."""
+    def _situation(self, track: Track, drives: DriveState) -> Situation:
+        """Where the cars are for stewards; what laps ask for is of the reference laps."""
+        stations = drives.s[:, None] + jnp.linspace(-20.0, CORNER_REACH, 5)
+        bends = jax.vmap(jax.vmap(lambda s: tracks.at(track, s).curvature))(stations)
+        sharpest = jnp.argmax(jnp.abs(bends), axis=1)[:, None]
+        curvature = jnp.take_along_axis(bends, sharpest, 1)[:, 0]
 
         def need(car_index: Array, circuit: Array, s: Array, speed: Array) -> Array:
             return braking_need(partial(self.solo.reference_speed, car_index, circuit), s, speed)
 
         speed = drives.motion.velocity[:, 0]
-        return jax.vmap(need)(drives.car_index, drives.circuit, drives.s, speed)
+        return Situation(
+            curvature, jax.vmap(need)(drives.car_index, drives.circuit, drives.s, speed)
+        )
 
     def _terms(self, previous: RaceState, current: RaceState, action: Array) -> dict[str, Array]:
         alone = jax.vmap(reward_terms, (0, 0, 0, None))
@@ -485,9 +490,12 @@ class RaceEnv(Env):
         }
 
     def _observe(self, race: RaceState) -> dict[str, Array]:
-        track = self._track(race)
-        entries = jax.vmap(self.solo.observe, (None, 0))(track, race.drives)
-        return {**entries, "opponents": opponents(track, race, self.config.opponents)}
+        track, drives, config = self._track(race), race.drives, self.config.opponents
+        entries, blame = jax.vmap(self.solo.observe, (None, 0))(track, drives), None
+        if config.blame:
+            situation, trace = self._situation(track, drives), race.stewarding.trace
+            blame = foreseen(trace, _bodies(drives.car), situation, track.length)
+        return {**entries, "opponents": opponents(track, race, config, blame)}
 
     def _metrics(self, race: RaceState, terms: dict[str, Array]) -> dict[str, Array]:
         return {

@@ -134,6 +134,13 @@ class Verdicts(NamedTuple):
     reason: Array  # int32, index into `REASONS`
 
 
+class Situation(NamedTuple):
+    """Where cars are in a lap, as far as the rules ask; leaves [M]."""
+
+    curvature: Array  # of the sharpest bend within `CORNER_REACH`, left positive [1/m]
+    need: Array  # deceleration that the lap asks for soon [m/s^2]
+
+
 class Record(NamedTuple):
     """Whom the stewards have charged; leaves [M] unless said otherwise."""
 
@@ -267,8 +274,7 @@ def judge(
     bodies: Bodies,
     judged: Array,
     normal: Array,
-    curvature: Array,
-    need: Array,
+    situation: Situation,
     chained: Array,
     length: Array,
 ) -> Verdicts:
@@ -279,20 +285,52 @@ def judge(
       bodies: leaves [M].
       judged: [M, M] bool, those contacts, first < second.
       normal: [M, M, 2] from first to second, along and to the left of the course at the first.
-      curvature: [M] of the sharpest bend within `CORNER_REACH` of each car, left positive.
-      need: [M] deceleration that the lap asks for soon after each car [m/s^2].
+      situation: leaves [M].
       chained: [M, M] bool.
       length: [] of the lap, by which cars may be apart that are side by side [m].
     """
+    first, second, reason = _judge_all(trace, bodies, normal, situation, chained, length)
+    return _spare_victims(
+        Verdicts(first & judged, second & judged, jnp.where(judged, reason, NONE))
+    )
+
+
+def foreseen(trace: Trace, bodies: Bodies, situation: Situation, length: Array) -> Array:
+    """Whether every car would be at fault if it touched another one now: [M, M] bool, the first in
+    a contact with the second, nose to tail or side to side, whichever they are nearer to.
+
+    Args:
+      trace: leaves [MEMORY, M], up to now.
+      bodies, situation: leaves [M].
+      length: [] of the lap [m].
+    """
+    way = trace.s[-1][None] - trace.s[-1][:, None]
+    along = (way - jnp.round(way / length) * length) / bodies.length
+    left = (trace.offset[-1][None] - trace.offset[-1][:, None]) / bodies.width
+    nose_to_tail = jnp.abs(along) > jnp.abs(left)
+    normal = jnp.stack([nose_to_tail * jnp.sign(along), ~nose_to_tail * jnp.sign(left)], -1)
+    chained = jnp.zeros(way.shape, bool)
+    return _judge_all(trace, bodies, normal, situation, chained, length).first
+
+
+def _judge_all(
+    trace: Trace,
+    bodies: Bodies,
+    normal: Array,
+    situation: Situation,
+    chained: Array,
+    length: Array,
+) -> Verdicts:
+    """See `judge`, as if all pairs touched."""
 
     def pair(
-        first: tuple[_Past, Bodies, Array, Array],
-        second: tuple[_Past, Bodies, Array, Array],
+        first: tuple[_Past, Bodies, Situation],
+        second: tuple[_Past, Bodies, Situation],
         normal: Array,
         chained: Array,
     ) -> Verdicts:
-        ours, our_body, our_bend, our_need = first
-        theirs, their_body, their_bend, their_need = second
+        ours, our_body, (our_bend, our_need) = first
+        theirs, their_body, (their_bend, their_need) = second
         way = jnp.round((ours.s - theirs.s) / length) * length
         theirs = theirs._replace(
             s_begin=theirs.s_begin + way, s_then=theirs.s_then + way, s=theirs.s + way
@@ -303,12 +341,9 @@ def judge(
         )
 
     # All pairs, also those that are not judged: without gathers that is cheap.
-    cars = _past(trace), bodies, curvature, need
+    cars = _past(trace), bodies, situation
     of_all = jax.vmap(jax.vmap(pair, (None, 0, 0, 0)), (0, None, 0, 0))
-    first, second, reason = of_all(cars, cars, normal, chained)
-    return _spare_victims(
-        Verdicts(first & judged, second & judged, jnp.where(judged, reason, NONE))
-    )
+    return of_all(cars, cars, normal, chained)
 
 
 def _spare_victims(verdicts: Verdicts) -> Verdicts:

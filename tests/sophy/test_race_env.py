@@ -215,6 +215,13 @@ def test_opponents_are_told_where_they_are_on_the_road(four):
     half = 0.5 * float(drives.car.width[1])
     left, right = float(there.width_left), float(there.width_right)
     # Set down along the course, a car's speed is its speed along it.
+    # Who would be at fault is between that and the last one.
+    told = dataclasses.replace(config, blame=True)
+    at_fault = jnp.zeros((4, 4), bool).at[0, 1].set(True)
+    blamed = np.asarray(opponents(track, race, told, at_fault)).reshape(-1, 2, 16)
+    np.testing.assert_array_equal(blamed[..., [*range(13), 15]], seen)
+    np.testing.assert_array_equal(blamed[0, 0, 13:15], [1.0, 0.0])  # of the one ahead
+    np.testing.assert_array_equal(blamed[1, 1, 13:15], [0.0, 1.0])  # of the one behind
     np.testing.assert_allclose(
         seen[0, 0, 8:13] * [20.0, 4.0, 10.0, 4.0, 4.0],
         [

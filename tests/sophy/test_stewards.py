@@ -14,10 +14,12 @@ from projects.sophy.stewards import (
     REAR_END,
     REASONS,
     Bodies,
+    Situation,
     Trace,
     Verdicts,
     charge,
     clean_record,
+    foreseen,
     judge,
     severity,
 )
@@ -396,27 +398,35 @@ FAULTS = {
     (True, True): "both",
     (False, False): "nobody",
 }
-judged = jax.jit(judge)
+judged, told = jax.jit(judge), jax.jit(foreseen)
 
 
-def verdict(case: Case, swapped: bool, mirrored: bool, laps: int = 0) -> tuple[str, str]:
+def trace_of(case: Case, swapped: bool, mirrored: bool, laps: int = 0) -> Trace:
     pasts = [case.first.trace(), case.second.trace()]
-    normal, curvature, need = np.array(case.normal), case.curvature, list(case.need)
-    if swapped:
-        pasts, normal, need = pasts[::-1], -normal, need[::-1]
-    trace = [np.stack(columns, 1) for columns in zip(*pasts, strict=True)]
+    trace = [np.stack(columns, 1) for columns in zip(*pasts[:: 1 - 2 * swapped], strict=True)]
     trace[0][:, 1] += 3000.0 * laps
     if mirrored:
         trace[1], trace[3], trace[6] = -trace[1], -trace[3], -trace[6]
-        normal, curvature = normal * [1.0, -1.0], -curvature
+    return Trace(*(jnp.asarray(leaf, jnp.float32) for leaf in trace))
+
+
+def situation(case: Case, swapped: bool, mirrored: bool) -> Situation:
+    curvature = -case.curvature if mirrored else case.curvature
+    need = case.need[:: 1 - 2 * swapped]
+    return Situation(jnp.full(2, curvature, jnp.float32), jnp.asarray(need, jnp.float32))
+
+
+def verdict(case: Case, swapped: bool, mirrored: bool, laps: int = 0) -> tuple[str, str]:
+    normal = np.array(case.normal) * (1 - 2 * swapped)
+    if mirrored:
+        normal = normal * [1.0, -1.0]
     upper = np.triu(np.ones((2, 2), bool), 1)
     result = judged(
-        Trace(*(jnp.asarray(leaf, jnp.float32) for leaf in trace)),
+        trace_of(case, swapped, mirrored, laps),
         BODIES,
         jnp.asarray(upper),
         jnp.asarray(np.where(upper[..., None], normal, 0.0), jnp.float32),
-        jnp.full(2, curvature, jnp.float32),
-        jnp.asarray(need, jnp.float32),
+        situation(case, swapped, mirrored),
         jnp.asarray(upper & case.chained),
         jnp.float32(3000.0),
     )
@@ -433,6 +443,21 @@ def test_verdicts(case):
     fault, reason = found.pop()
     assert fault == case.fault
     assert reason.startswith(case.reason)
+
+
+@pytest.mark.parametrize(
+    # Neither contacts before nor corners that meet are foreseen.
+    "case",
+    [case for case in CASES if not case.chained and case.normal in (AHEAD, LEFT, RIGHT)],
+    ids=lambda case: case.name.replace(" ", "_"),
+)
+def test_drivers_can_be_told_the_verdict_before_the_contact(case):
+    for swapped in (0, 1):
+        trace, where = trace_of(case, bool(swapped), True, laps=1), situation(case, swapped, True)
+        at_fault = np.asarray(told(trace, BODIES, where, jnp.float32(3000.0)))
+        first, second = (1, 0) if swapped else (0, 1)
+        found = FAULTS[bool(at_fault[first, second]), bool(at_fault[second, first])]
+        assert found == case.fault
 
 
 def test_a_car_that_is_laps_behind_is_judged_alike():
@@ -453,8 +478,7 @@ def test_without_a_contact_there_is_no_verdict():
         BODIES,
         jnp.zeros((2, 2), bool),
         jnp.zeros((2, 2, 2)),
-        jnp.zeros(2),
-        jnp.zeros(2),
+        Situation(jnp.zeros(2), jnp.zeros(2)),
         jnp.zeros((2, 2), bool),
         jnp.float32(3000.0),
     )
@@ -482,8 +506,7 @@ def test_who_is_pushed_into_a_third_car_in_the_same_step_is_not_charged():
         Bodies(*(jnp.full(3, value) for value in (LENGTH, WIDTH, 1.25, 2.2))),
         jnp.asarray(touch),
         jnp.asarray(np.where(touch[..., None], (-1.0, 0.0), 0.0), jnp.float32),
-        jnp.zeros(3),
-        jnp.zeros(3),
+        Situation(jnp.zeros(3), jnp.zeros(3)),
         jnp.zeros((3, 3), bool),
         jnp.float32(3000.0),
     )
