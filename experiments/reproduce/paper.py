@@ -218,11 +218,11 @@ def ours(paper: Paper, line: Line, rows: Sequence[Mapping[str, Any]]) -> str:
     if not values:
         return f"none ({_runs(len(numbers))})" if numbers else ""
     if len(values) < FEW:
-        told = " and ".join(f"{value:.5g}" for value in values)
+        told = " and ".join(f"{value:.4g}" for value in values)
         return f"{told}{unit} ({count})"
     found = bootstrap(interquartile_mean, np.array(values)[:, None])
     return (
-        f"{float(found.value):.5g}{unit} ({float(found.low):.5g} to {float(found.high):.5g}, "
+        f"{float(found.value):.4g}{unit} ({float(found.low):.4g} to {float(found.high):.4g}, "
         f"{count})"
     )
 
