@@ -120,7 +120,7 @@ class SophyRace:
 CONFIG = SophyRace()
 
 CURVES = [
-    CurveSpec("Score", ("eval/score",), y_label="pace, less off-course steps and hard faults"),
+    CurveSpec("Score", ("eval/score",), y_label="pace less penalties"),
     CurveSpec("Pace", ("eval/pace", "eval/pace_scripted"), y_label="share of the reference's"),
     CurveSpec("Faults", ("eval/faults", "eval/faults_scripted"), y_label="per car and minute"),
     CurveSpec(
