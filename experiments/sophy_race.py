@@ -11,7 +11,10 @@ learner drives learn. Actions are relative to the racing line (`env.solo.steerin
 for three decisions while learning, as in the garage.
 
 A fault costs what the reward says (`env.reward`, or published weights by their name: `preset`);
-`any_collision`, `rear_end` and `unsporting` at 0 are the driver without etiquette.
+`any_collision`, `rear_end`, `unsporting` and `hard_fault` at 0 are the driver without etiquette.
+Most faults are made in a race's first lap, so episodes are short and often begin on a grid; and a
+driver is told whose fault a contact would be (`env.opponents.blame`), which hangs on two seconds of
+which it sees the last moment.
 
 The score is of races that are the same each time, half of the cars driven by the policy and half
 by scripted experts, from a standing grid: the pace of the policy's cars as a share of the
@@ -77,12 +80,12 @@ class SophyRace:
             antilock=True,
             steering="line",
             observation=ObservationConfig(racing_line=True),
-            episode_seconds=60.0,
+            episode_seconds=25.0,  # a start's first corners are what faults are made in
         ),
         num_cars=8,
         laps=0,
         opponents=OpponentsConfig(road=True, blame=True),
-        reward=RaceRewardConfig(passing=1.0, hard_fault=60.0),
+        reward=RaceRewardConfig(passing=1.0, unsporting=10.0, hard_fault=120.0),
     )
     league: LeagueConfig = LeagueConfig()
     agent: QRSACConfig = dataclasses.replace(

@@ -36,15 +36,15 @@ DIFFICULTY = {"beginner": 0.8, "amateur": 0.85, "club": 0.9, "pro": 0.95, "champ
 class LeagueConfig:
     scenarios: tuple[tuple[str, float], ...] = (
         ("alone", 0.06),
-        ("duel", 0.1),
-        ("grid", 0.25),
+        ("duel", 0.08),
+        ("grid", 0.35),
         ("pack", 0.14),
-        ("slow_ahead", 0.08),
-        ("chase", 0.15),
-        ("slipstream", 0.07),
-        ("corner", 0.07),
+        ("slow_ahead", 0.06),
+        ("chase", 0.12),
+        ("slipstream", 0.06),
+        ("corner", 0.06),
         ("attacked", 0.04),
-        ("rejoin", 0.04),
+        ("rejoin", 0.03),
     )  # how often episodes are which of them
     self_play: float = 0.5  # share of opponents that the learner drives itself
     skill: tuple[float, float] = (0.0, 1.0)  # of scripted opponents, 0 beginner to 1 expert
