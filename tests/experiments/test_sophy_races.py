@@ -279,6 +279,7 @@ def test_events_without_the_number_are_not_zeros_in_its_mean():
     # Pairs are one draw each: Student of 0 and 4, whose standard error is 2, t(1) = 12.706.
     pairs = mean_of([-1.0, 1.0, 3.0, 5.0], alike=2)
     assert pairs["mean"] == 2.0 and pairs["high"] == pytest.approx(2.0 + 12.7062 * 2.0, rel=1e-4)
+    assert mean_of([0.0, 1.0, 0.0])["low"] == 0.0  # of what cannot be negative
     assert mean_of([1.0, 3.0], alike=2) == {"mean": 2.0, "low": None, "high": None}
     assert mean_of([1.0, 2.0, np.nan], alike=2) == {"mean": 1.5, "low": None, "high": None}
 
