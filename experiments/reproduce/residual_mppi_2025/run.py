@@ -100,9 +100,9 @@ PAPER = Paper(
         "(docs/residual_mppi.md compares with the published form).",
         "Locomotion tasks are in `experiments.residual_mppi_mujoco` and not repeated here.",
     ),
-    cost="about 15 minutes per seed on one core.",
-    expected="violations gone but for half a one a lap, for three percent of the lap time "
-    "(docs/residual_mppi.md).",
+    cost="about four minutes per seed on one core.",
+    expected="violations gone but for one or two a lap, for four percent of the lap time; one of "
+    "twelve cars may not come round (docs/residual_mppi.md).",
     full="2,000 laps of data, 100 laps of few-shot fine-tuning, Residual-SAC for 80,000 laps.",
 )
 
