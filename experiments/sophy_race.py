@@ -60,7 +60,7 @@ from projects.sophy.drivers import level_of, scripted_actions
 from projects.sophy.driving import CONTROL_STEP
 from projects.sophy.league import LeagueConfig, LeagueRace, load_racer
 from projects.sophy.observation import ObservationConfig
-from projects.sophy.race_env import OpponentsConfig, RaceConfig, RaceEnv, race_of, starting
+from projects.sophy.race_env import OpponentsConfig, RaceConfig, RaceEnv, race_of
 from projects.sophy.race_replay import show_race
 from projects.sophy.race_reward import PRESETS, RaceRewardConfig
 
@@ -222,8 +222,6 @@ def make_experiment(config: SophyRace) -> tuple[Experiment, RaceEnv]:
     league = LeagueRace(env, config.league)
     held, decisions = hold_actions(league, config.hold, config.env.solo.episode_length)
     agent, trainer = make_learner(config, held, decisions, league.membership)
-    # All slots filled: the first lap is where most faults are.
-    grid = starting(env, start="grid", field=())
     experiment = Experiment(
         name="sophy_race",
         command="./run train race",
@@ -231,7 +229,7 @@ def make_experiment(config: SophyRace) -> tuple[Experiment, RaceEnv]:
         env=env,
         agent=agent,
         trainer=trainer,
-        evaluate=make_evaluation(grid, agent),
+        evaluate=make_evaluation(env, agent),
         score="score",
         describe=lambda row: (
             f"{row['pace']:.1%} of the reference's pace (experts {row['pace_scripted']:.1%}), "
@@ -246,18 +244,17 @@ def make_experiment(config: SophyRace) -> tuple[Experiment, RaceEnv]:
 def show_policy(env: RaceEnv, workdir: Path) -> tuple[str, bytes]:
     """The page and the chart of a race from the grid, the run's policy in every other slot and
     scripted experts in the rest."""
-    grid = starting(env, start="grid")
     ours = ours_of(env)
-    ours_act, experts = load_racer(str(workdir / "policy"), grid), level_of(jnp.ones(ours.shape))
+    ours_act, experts = load_racer(str(workdir / "policy"), env), level_of(jnp.ones(ours.shape))
 
     def act(state: State) -> jax.Array:
-        scripted = scripted_actions(grid, race_of(state), experts)
+        scripted = scripted_actions(env, race_of(state), experts)
         return jnp.where(ours[:, None], ours_act(named_obs(state)), scripted)
 
-    begun = jax.jit(grid.reset)(jax.random.key(EVALUATION_SEED))
+    begun = jax.jit(env.reset)(jax.random.key(EVALUATION_SEED))
     names = [f"{'policy' if own else 'expert'} {k + 1}" for k, own in enumerate(ours.tolist())]
     title = "The policy and scripted experts"
-    return show_race(grid, act, begun, names, SHOWN_SECONDS, title, workdir)
+    return show_race(env, act, begun, names, SHOWN_SECONDS, title, workdir)
 
 
 def write_race_report(outcome: Outcome, env: RaceEnv) -> Path:

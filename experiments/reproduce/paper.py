@@ -218,13 +218,18 @@ def ours(paper: Paper, line: Line, rows: Sequence[Mapping[str, Any]]) -> str:
     if not values:
         return f"none ({_runs(len(numbers))})" if numbers else ""
     if len(values) < FEW:
-        told = " and ".join(f"{value:.4g}" for value in values)
+        told = " and ".join(_shown(value) for value in values)
         return f"{told}{unit} ({count})"
     found = bootstrap(interquartile_mean, np.array(values)[:, None])
     return (
-        f"{float(found.value):.4g}{unit} ({float(found.low):.4g} to {float(found.high):.4g}, "
-        f"{count})"
+        f"{_shown(float(found.value))}{unit} ({_shown(float(found.low))} to "
+        f"{_shown(float(found.high))}, {count})"
     )
+
+
+def _shown(value: float) -> str:
+    """Four digits, and all before the point."""
+    return f"{value:.0f}" if abs(value) >= 1000.0 else f"{value:.4g}"
 
 
 def kept_rows(paper: Paper) -> list[dict[str, Any]]:

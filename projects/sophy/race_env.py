@@ -13,7 +13,6 @@ Leaves of a `State` have a leading axis [M] where the time trial's have none. Fo
 the race, or never was in it, `done` is 1; otherwise the clock of whoever runs races ends them.
 """
 
-import copy
 import dataclasses
 from collections.abc import Callable
 from functools import partial
@@ -137,7 +136,7 @@ class RaceConfig:
 class Stewarding:
     """What the stewards remember and have decided."""
 
-    trace: Trace  # leaves [MEMORY, M], oldest first, the last of them before the last step
+    trace: Trace  # leaves [MEMORY, M], oldest first, the last of them now
     apart: Array  # [M, M] int32, control steps since a pair touched, first < second
     verdicts: Verdicts  # on the contacts that were judged in the last step
     severity: Array  # [M, M] int32, highest of a pair's last contact: 0 light, 1 medium, 2 heavy
@@ -275,7 +274,7 @@ class RaceEnv(Env):
                 f"{config.num_cars} cars need {needed:.0f} m of a circuit, "
                 f"the shortest has {shortest:.0f} m"
             )
-        self.sizes = sizes_of(config)
+        self.sizes = jnp.asarray(config.field or (config.num_cars,), jnp.int32)
 
     @property
     def num_agents(self) -> int:
@@ -491,7 +490,8 @@ class RaceEnv(Env):
 
     def _observe(self, race: RaceState) -> dict[str, Array]:
         track, drives, config = self._track(race), race.drives, self.config.opponents
-        entries, blame = jax.vmap(self.solo.observe, (None, 0))(track, drives), None
+        entries = jax.vmap(self.solo.observe, (None, 0))(track, drives)
+        blame = None
         if config.blame:
             situation, trace = self._situation(track, drives), race.stewarding.trace
             blame = foreseen(trace, _bodies(drives.car), situation, track.length)
@@ -577,21 +577,6 @@ def _nothing_judged(drives: DriveState, distance: Array) -> Stewarding:
         severity=jnp.zeros((num, num), jnp.int32),
         record=clean_record(num),
     )
-
-
-def starting(
-    env: RaceEnv, start: Literal["grid", "rolling", "pack"], field: tuple[int, ...] = ()
-) -> RaceEnv:
-    """The same whose fields, of sizes `field`, set off in another way."""
-    other = copy.copy(env)  # circuits, cars and references stay the same arrays
-    other.config = dataclasses.replace(env.config, start=start, field=field)
-    other.sizes = sizes_of(other.config)
-    return other
-
-
-def sizes_of(config: RaceConfig) -> Array:
-    """The sizes of the field of which an episode draws one."""
-    return jnp.asarray(config.field or (config.num_cars,), jnp.int32)
 
 
 register_environment("sophy_race", RaceEnv)

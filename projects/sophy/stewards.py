@@ -296,8 +296,9 @@ def judge(
 
 
 def foreseen(trace: Trace, bodies: Bodies, situation: Situation, length: Array) -> Array:
-    """Whether every car would be at fault if it touched another one now: [M, M] bool, the first in
-    a contact with the second, nose to tail or side to side, whichever they are nearer to.
+    """Who would be at fault in a contact now: [M, M] bool, [i, j] whether car i would be in one
+    with car j, nose to tail or side to side, whichever the two are nearer to. As a contact on its
+    own: what chains make of it is not foreseen.
 
     Args:
       trace: leaves [MEMORY, M], up to now.
@@ -305,8 +306,9 @@ def foreseen(trace: Trace, bodies: Bodies, situation: Situation, length: Array) 
       length: [] of the lap [m].
     """
     way = trace.s[-1][None] - trace.s[-1][:, None]
-    along = (way - jnp.round(way / length) * length) / bodies.length
-    left = (trace.offset[-1][None] - trace.offset[-1][:, None]) / bodies.width
+    along = (way - jnp.round(way / length) * length) / (bodies.length + bodies.length[:, None])
+    left = trace.offset[-1][None] - trace.offset[-1][:, None]
+    left /= bodies.width + bodies.width[:, None]
     nose_to_tail = jnp.abs(along) > jnp.abs(left)
     normal = jnp.stack([nose_to_tail * jnp.sign(along), ~nose_to_tail * jnp.sign(left)], -1)
     chained = jnp.zeros(way.shape, bool)
@@ -321,7 +323,7 @@ def _judge_all(
     chained: Array,
     length: Array,
 ) -> Verdicts:
-    """See `judge`, as if all pairs touched."""
+    """See `judge`, as if all pairs touched, either way round: both [i, j] and [j, i] are told."""
 
     def pair(
         first: tuple[_Past, Bodies, Situation],

@@ -1,5 +1,6 @@
 """Races: slots and masks, wakes, legs of a figure of eight, starts, laps and classification."""
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -215,13 +216,6 @@ def test_opponents_are_told_where_they_are_on_the_road(four):
     half = 0.5 * float(drives.car.width[1])
     left, right = float(there.width_left), float(there.width_right)
     # Set down along the course, a car's speed is its speed along it.
-    # Who would be at fault is between that and the last one.
-    told = dataclasses.replace(config, blame=True)
-    at_fault = jnp.zeros((4, 4), bool).at[0, 1].set(True)
-    blamed = np.asarray(opponents(track, race, told, at_fault)).reshape(-1, 2, 16)
-    np.testing.assert_array_equal(blamed[..., [*range(13), 15]], seen)
-    np.testing.assert_array_equal(blamed[0, 0, 13:15], [1.0, 0.0])  # of the one ahead
-    np.testing.assert_array_equal(blamed[1, 1, 13:15], [0.0, 1.0])  # of the one behind
     np.testing.assert_allclose(
         seen[0, 0, 8:13] * [20.0, 4.0, 10.0, 4.0, 4.0],
         [
@@ -293,6 +287,15 @@ def test_who_drives_into_another_is_judged_once(four):
     assert REASONS[int(race.verdicts.reason[step, 0, 1])] == "rear end"
     assert int(race.severity[step, 0, 1]) > 0
     np.testing.assert_array_equal(race.record.faults[-1].sum(1), [1, 0, 0, 0])
+    # Both were told whose fault it would be: one's own, the other's, then whether there is a car.
+    config = OpponentsConfig(ahead=1, behind=1, blame=True)
+    told = copy.copy(four.env)
+    told.config = dataclasses.replace(four.env.config, opponents=config)
+    before = jax.tree.map(lambda leaf: leaf[step - 1], states.pipeline_state)
+    seen = np.asarray(told._observe(before)["opponents"]).reshape(4, 2, 11)
+    ahead, behind = 0, 1
+    np.testing.assert_array_equal(seen[0, [ahead, behind], 8:], [[1.0, 0.0, 1.0], [0.0] * 3])
+    np.testing.assert_array_equal(seen[1, [ahead, behind], 8:], [[0.0] * 3, [0.0, 1.0, 1.0]])
 
 
 def test_a_rub_is_judged_again_when_it_becomes_a_shove(four):
