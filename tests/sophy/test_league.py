@@ -21,7 +21,7 @@ from projects.sophy.league import (
 )
 from projects.sophy.observation import ObservationConfig
 from projects.sophy.path_following import LineConfig, slowed
-from projects.sophy.race_env import OpponentsConfig, RaceConfig, RaceEnv, race_of, starting
+from projects.sophy.race_env import OpponentsConfig, RaceConfig, RaceEnv, race_of
 from projects.sophy.race_replay import gap_chart, race_page, record_race
 from projects.sophy.results import drive_races, points_of
 from projects.sophy.scenarios import SCENARIOS, draw_setting, origins, table
@@ -278,15 +278,15 @@ def test_policies_of_another_kind_are_refused_in_a_line():
         LeagueRace(line, LeagueConfig(frozen=("projects/sophy/policies/time_trial",)))
     with pytest.raises(UserError, match="garage: it needs the observation 'surface'"):
         LeagueRace(line, LeagueConfig(frozen=("projects/sophy/policies/garage",)))
-    rolling = starting(line, start="rolling")
+    rolling = RaceEnv(dataclasses.replace(line.config, start="rolling"))
     with pytest.raises(UserError, match="what episodes of a league begin with is drawn"):
         LeagueRace(rolling, LeagueConfig())
     # Another car than it learnt in: the same observations, other answers.
     solo = dataclasses.replace(solo, car="kart", observation=ObservationConfig(racing_line=True))
     kart = dataclasses.replace(line.config, solo=solo)
-    with pytest.raises(UserError, match="'opponents' has 196 entries, in this race it has 126"):
+    with pytest.raises(UserError, match="'opponents' has 224 entries, in this race it has 126"):
         load_racer("projects/sophy/policies/race", RaceEnv(kart))
-    kart = dataclasses.replace(kart, opponents=OpponentsConfig(road=True))
+    kart = dataclasses.replace(kart, opponents=OpponentsConfig(road=True, blame=True))
     with pytest.raises(UserError, match="it was trained in gt3_fr, the race's cars are kart"):
         load_racer("projects/sophy/policies/race", RaceEnv(kart))
 
