@@ -211,7 +211,7 @@ def _picture(title: str, content: bytes | str, name: str) -> Markup:
     return Markup('<img alt="" src="data:image/png;base64,{}">').format(data)
 
 
-def _show(value: Any) -> str:
+def show_value(value: Any) -> str:
     """A number with four significant digits, and a dash for what is not there."""
     if value is None or (isinstance(value, float) and not np.isfinite(value)):
         return "–"
@@ -285,7 +285,7 @@ def write_report(
     sections: dict[str, list[_Chart]] = {}
     for k, spec in enumerate(curves):
         sections.setdefault(spec.section, []).append(_draw_chart(spec, metrics, f"curve{k}"))
-    shown = [(label, _show(value), note) for label, value, note in numbers]
+    shown = [(label, show_value(value), note) for label, value, note in numbers]
     page = _load_template().render(
         title=title,
         subtitle=subtitle,

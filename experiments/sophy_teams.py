@@ -191,7 +191,7 @@ def mean_of(values: ArrayLike, alike: int = 1) -> dict[str, float | None]:
         # Around the mean of all events, of which the last draw may have fewer.
         low, high = mean - (high - low) / 2, mean + (high - low) / 2
         if np.nanmin(numbers) >= 0.0:
-            low = max(low, 0.0)  # of what cannot be negative
+            low = max(low, 0.0)  # counts, shares, times
     return {"mean": mean, "low": low, "high": high}
 
 

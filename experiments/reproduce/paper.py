@@ -23,6 +23,7 @@ import numpy as np
 
 from core_rl import flags
 from core_rl.errors import UserError
+from core_rl.report import show_value
 from core_rl.statistics import bootstrap, interquartile_mean
 from core_rl.tracking import JsonlSink, code_version, machine, read_metrics
 from experiments.executors import POLL, Local, stop_on_signal, wait_until_free, why_failed
@@ -218,18 +219,11 @@ def ours(paper: Paper, line: Line, rows: Sequence[Mapping[str, Any]]) -> str:
     if not values:
         return f"none ({_runs(len(numbers))})" if numbers else ""
     if len(values) < FEW:
-        told = " and ".join(_shown(value) for value in values)
+        told = " and ".join(show_value(value) for value in values)
         return f"{told}{unit} ({count})"
     found = bootstrap(interquartile_mean, np.array(values)[:, None])
-    return (
-        f"{_shown(float(found.value))}{unit} ({_shown(float(found.low))} to "
-        f"{_shown(float(found.high))}, {count})"
-    )
-
-
-def _shown(value: float) -> str:
-    """Four digits, and all before the point."""
-    return f"{value:.0f}" if abs(value) >= 1000.0 else f"{value:.4g}"
+    value, low, high = (show_value(float(each)) for each in (found.value, found.low, found.high))
+    return f"{value}{unit} ({low} to {high}, {count})"
 
 
 def kept_rows(paper: Paper) -> list[dict[str, Any]]:
